@@ -1,0 +1,999 @@
+#!/usr/bin/env python3
+"""Balls & Urns under full lex-invariance: does a small Transformer generalize or memorize?
+
+Every sequence shows draws from one of D urns. In the default mode every sequence also gets its own random token
+embeddings, so that nothing about a color can be remembered from one sequence to the next. For every cell of the grid
+D (urns) x N (training steps) the script measures how far the model's next-draw distribution is from ideal
+generalizers and memorizers, and writes `final_info.json` and `all_results.json` to `--out_dir`.
+
+    python experiment.py --out_dir=run_1
+"""
+
+import argparse
+import contextlib
+import hashlib
+import inspect
+import io
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections import deque
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows: run folders are not locked
+    fcntl = None
+
+# ==== Configuration ===================================================================================================
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every knob of the study; each is also a flag of the same name. ValueError names the flag that is out of range."""
+
+    n_colors: int = 4  # colors m in every urn (2 to 8)
+    seq_len: int = 8  # draws per sequence; the last one is predicted from the others
+    tasks: tuple[int, ...] = (4, 8, 16, 32)  # numbers of urns D: rows of the grid
+    steps: tuple[int, ...] = (1000, 5000, 10000, 20000)  # training steps N: columns of the grid
+    seeds: int = 1  # how many seeds
+    seed: int = 0  # the first seed
+    alpha: float = 1.0  # urns are drawn from Dirichlet(alpha, ..., alpha)
+    embedding: str = "gaussian"  # gaussian or permutation (fresh for every sequence), or fixed (the control)
+    n_layers: int = 4  # decoder blocks
+    n_heads: int = 4  # attention heads per block
+    d_model: int = 128  # width of the residual stream, divisible by n_heads
+    lr: float = 1e-4  # AdamW learning rate, constant
+    weight_decay: float = 0.01  # AdamW weight decay
+    batch_size: int = 64  # fresh sequences per training step
+    n_test: int = 256  # sampled test sequences per cell
+    precision: str = "float32"  # matrix products in float32, tf32 (CUDA only) or bf16
+    device: str = "auto"  # auto (CUDA, else Apple MPS, else CPU), cpu, cuda or mps
+
+    def __post_init__(self):
+        def require(ok: bool, flag: str, allowed: str):
+            if not ok:
+                value = getattr(self, flag)
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise ValueError(f"--{flag} {shown}: must be {allowed}")
+
+        for flag in ("tasks", "steps"):
+            values = tuple(getattr(self, flag))
+            object.__setattr__(self, flag, values)
+            different = len(set(values)) == len(values) > 0
+            require(different and min(values) >= 1, flag, "one or more different whole numbers of at least 1")
+        for flag in ("seeds", "n_layers", "n_heads", "d_model", "batch_size", "n_test"):
+            require(getattr(self, flag) >= 1, flag, "at least 1")
+        for flag in ("lr", "weight_decay"):
+            require(0 <= getattr(self, flag) < math.inf, flag, "finite and not negative")
+        require(2 <= self.n_colors <= 8, "n_colors", "2 to 8 (predictor O sums over all n_colors! relabellings)")
+        require(self.seq_len >= 2, "seq_len", "at least 2")
+        require(self.seed >= 0, "seed", "at least 0")
+        require(0 < self.alpha < math.inf, "alpha", "positive and finite")
+        require(self.d_model % self.n_heads == 0, "d_model", f"divisible by --n_heads {self.n_heads}")
+        for flag, allowed in {
+            "embedding": ("gaussian", "permutation", "fixed"),
+            "precision": ("float32", "tf32", "bf16"),
+            "device": ("auto", "cpu", "cuda", "mps"),
+        }.items():
+            require(getattr(self, flag) in allowed, flag, " or ".join(allowed))
+        there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+        require(there.get(self.device, lambda: True)(), "device", "a device that this machine has; auto picks one")
+
+
+def stream(*name, device="cpu") -> torch.Generator:
+    """Generator of the random stream with this name, e.g. stream(seed, n_tasks, "draws", chunk).
+
+    All randomness comes from named streams, so no number depends on what else ran before or beside it.
+    """
+    digest = hashlib.sha256(repr(name).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+# ==== Urns and sequences ==============================================================================================
+
+
+def sample_urns(n_tasks: int, n_colors: int, alpha: float, generator: torch.Generator) -> torch.Tensor:
+    """The first n_tasks urns [D, m] float64 of the generator's endless table, each row ~ Dirichlet(alpha, ..., alpha).
+
+    Rows are drawn one after the other: row k is the same for every n_tasks > k. NumPy's sampler is used because it is
+    exact for small alpha as well, where normalized Gamma draws underflow to 0/0.
+    """
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
+    return torch.from_numpy(np.random.default_rng(seed).dirichlet([alpha] * n_colors, size=n_tasks))
+
+
+def sample_sequences(urns: torch.Tensor, n: int, length: int, generator: torch.Generator):
+    """n sequences of `length` draws [n, length] int64, each from its own urn [n], uniform over the urns [D, m]."""
+    urn = torch.randint(len(urns), (n,), generator=generator, device=generator.device)
+    cumulative = urns.to(generator.device).cumsum(1)
+    upper = (cumulative / cumulative[:, -1:])[urn, None, :-1]  # [n, 1, m - 1]; impossible colors have no width
+    uniform = torch.rand(n, length, 1, generator=generator, device=generator.device, dtype=torch.float64)
+    return (uniform >= upper).sum(-1), urn
+
+
+# ==== Embeddings ======================================================================================================
+
+
+class Embeddings(nn.Module):
+    """The embedding matrix [m, d_model] of every sequence, made from a random code that is drawn outside the model.
+
+    gaussian: the code is the matrix itself, independent N(0, 1) entries, never trained (Huang, Zelikman, Chen, Wu,
+    Valiant & Liang 2023, "Lexinvariant Language Models"). permutation: the code orders the rows of one learned table.
+    fixed: one learned table for all sequences, the ordinary Transformer.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.mode, self.n_colors, self.d_model = config.embedding, config.n_colors, config.d_model
+        if self.mode != "gaussian":
+            self.table = nn.Parameter(torch.randn(config.n_colors, config.d_model))
+
+    def draw(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Codes of n sequences: [n, m, d_model] float32 (gaussian) or [n, m] int64 (permutation, fixed)."""
+        device = generator.device
+        if self.mode == "gaussian":
+            return torch.randn(n, self.n_colors, self.d_model, generator=generator, device=device)
+        if self.mode == "permutation":
+            return torch.rand(n, self.n_colors, generator=generator, device=device).argsort(1)
+        return torch.arange(self.n_colors, device=device).expand(n, -1)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        return codes if self.mode == "gaussian" else F.embedding(codes, self.table)
+
+
+# ==== Decoder =========================================================================================================
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm Transformer block without biases: causal attention, then a GELU MLP. [B, T, d] -> [B, T, d]."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        d = config.d_model
+        self.n_heads = config.n_heads
+        self.attention_norm = nn.LayerNorm(d, bias=False)
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.attention_out = nn.Linear(d, d, bias=False)
+        self.mlp_norm = nn.LayerNorm(d, bias=False)
+        self.mlp_in = nn.Linear(d, 4 * d, bias=False)
+        self.mlp_out = nn.Linear(4 * d, d, bias=False)
+
+    def attention(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        # Draws come last and scores are [.., key, query]: with so few positions these layouts keep every small matrix
+        # product and the softmax (over a leading axis) on the fast CPU kernels.
+        B, T, d = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 4, 1).contiguous()
+        scores = k.transpose(-1, -2) @ q * (d // self.n_heads) ** -0.5 + mask
+        weights = scores.movedim(-2, 0).softmax(0).movedim(0, -2)
+        return self.attention_out((v @ weights).permute(0, 3, 1, 2).reshape(B, T, d))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+
+
+class Decoder(nn.Module):
+    """GPT decoder that reads and writes through the embedding matrix of each sequence.
+
+    decoder(tokens [B, T] int64, embeddings [B, m, d_model]) -> logits [B, T, m] of the next draw, T <= seq_len.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(config.seq_len, config.d_model))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model, bias=False)
+        # mask[key, query]: a draw sees itself and the draws before it.
+        mask = torch.full((config.seq_len, config.seq_len), -math.inf).tril(-1)
+        self.register_buffer("mask", mask, persistent=False)
+        for name, weight in self.named_parameters():  # GPT-2 initialization: residual outputs start smaller
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layers) if "_out" in name else 0.02)
+
+    def forward(self, tokens: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        T, d = tokens.shape[1], embeddings.shape[2]
+        x = embeddings.gather(1, tokens[..., None].expand(-1, -1, d)) + self.positions[:T]
+        for block in self.blocks:
+            x = block(x, self.mask[:T, :T])
+        return self.norm(x) @ embeddings.transpose(1, 2) / math.sqrt(d)
+
+
+class Model(nn.Module):
+    """What is trained: embeddings and decoder. (tokens [B, T], codes of B sequences) -> logits [B, T, m]."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.decoder = Decoder(config)
+
+    def forward(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        return self.decoder(tokens, self.embeddings(codes))
+
+
+# ==== Ideal predictors ================================================================================================
+
+
+def color_counts(contexts: torch.Tensor, n_colors: int) -> torch.Tensor:
+    """How often each color occurs in each context: [n, C] int64 -> [n, m] float64."""
+    return F.one_hot(contexts, n_colors).sum(1).double()
+
+
+def counting_predictor(contexts: torch.Tensor, n_colors: int) -> torch.Tensor:
+    """G, the requested generalizer: relative frequencies n_k / C. [n, C] -> [n, m] float64."""
+    return color_counts(contexts, n_colors) / contexts.shape[1]
+
+
+def posterior_mean_predictor(contexts: torch.Tensor, n_colors: int, alpha: float) -> torch.Tensor:
+    """S, the Bayes-optimal generalizer: (n_k + alpha) / (C + m alpha), the mean of the Dirichlet posterior. [n, m]."""
+    return (color_counts(contexts, n_colors) + alpha) / (contexts.shape[1] + n_colors * alpha)
+
+
+def memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
+    """M, Bayes over the urns [D, m] with a uniform prior: sum_d w_d U_d, w_d ~ prod_k U_dk^n_k. [n, C] -> [n, m].
+
+    A context that no urn can produce keeps the uniform prior.
+    """
+    urns = urns.double()
+    counts, context = color_counts(contexts, urns.shape[1]).unique(dim=0, return_inverse=True)
+    log_urns = torch.where(urns > 0, urns, 1).log().T
+    predictions = []
+    for block in counts.split(max(1, 2**24 // len(urns))):  # bounds the memory of the [block, D] likelihoods
+        log_likelihood = (block @ log_urns).masked_fill(block @ (urns == 0).double().T > 0, -math.inf)
+        possible = log_likelihood.isfinite().any(1, keepdim=True)
+        predictions.append(torch.where(possible, log_likelihood, 0).softmax(1) @ urns)
+    return torch.cat(predictions)[context]
+
+
+def orbit_memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
+    """O, Bayes over all D m! relabelled urns: the best that any lex-invariant learner can do. [n, C] -> [n, m]."""
+    relabellings = torch.tensor(list(itertools.permutations(range(urns.shape[1]))))
+    return memorizing_predictor(contexts, urns[:, relabellings].flatten(0, 1))
+
+
+# ==== Divergences and evaluation ======================================================================================
+
+EXACT_LIMIT = 131072  # exact expectations enumerate all m^C contexts up to this many
+
+
+def kl_divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) in nats of each row, [n, m], [n, m] -> [n] float64; 0 log 0 = 0, infinite where q = 0 < p."""
+    p, q = p.double(), q.double()
+    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum(-1).clamp(min=0)
+
+
+def relative_divergence(kl_to_g: float, kl_to_m: float) -> float:
+    """kl_to_g / (kl_to_g + kl_to_m): 0 behaves like the generalizer, 1 like the memorizer, 0.5 when equally far."""
+    if kl_to_g == kl_to_m:
+        return 0.5
+    return 1.0 if kl_to_g == math.inf else float(kl_to_g / (kl_to_g + kl_to_m))
+
+
+class TestBed:
+    """What the models of one (D, seed) are measured on: contexts [n, C], the ideal predictions for them [n, m], and for
+    every kind of expectation the contexts' weights [n], which sum to one:
+
+    ""             n_test contexts sampled from the D urns, as requested
+    "fresh_"       n_test contexts sampled from urns of the same prior that no model has seen
+    "exact_"       every context, weighted by its probability under the mixture of the D urns
+    "exact_fresh_" every context, weighted by its probability under the prior (Dirichlet-multinomial)
+    """
+
+    def __init__(self, config: Config, n_tasks: int, seed: int):
+        m, C, n, alpha = config.n_colors, config.seq_len - 1, config.n_test, config.alpha
+        self.urns = sample_urns(n_tasks, m, alpha, stream(seed, "urns"))
+        fresh_urns = sample_urns(n, m, alpha, stream(seed, n_tasks, "fresh urns"))
+        test = sample_sequences(self.urns, n, C + 1, stream(seed, n_tasks, "test sequences"))[0][:, :C]
+        fresh = sample_sequences(fresh_urns, n, C + 1, stream(seed, n_tasks, "fresh sequences"))[0][:, :C]
+        exact = torch.cartesian_prod(*[torch.arange(m)] * C).view(-1, C) if m**C <= EXACT_LIMIT else test[:0]
+        self.contexts = torch.cat([test, fresh, exact])
+
+        sampled = torch.full((n,), 1 / n, dtype=torch.float64)
+        self.weights = {"": F.pad(sampled, (0, n + len(exact))), "fresh_": F.pad(sampled, (n, len(exact)))}
+        if len(exact):
+            counts = color_counts(exact, m)
+            likelihood = (self.urns.double() ** counts[:, None]).prod(2).mean(1)
+            prior = math.lgamma(m * alpha) - math.lgamma(m * alpha + C) - m * math.lgamma(alpha)
+            self.weights["exact_"] = F.pad(likelihood, (2 * n, 0))
+            self.weights["exact_fresh_"] = F.pad(((counts + alpha).lgamma().sum(1) + prior).exp(), (2 * n, 0))
+
+        self.ideals = {
+            "g": counting_predictor(self.contexts, m),
+            "m": memorizing_predictor(self.contexts, self.urns),
+            "posterior_mean": posterior_mean_predictor(self.contexts, m, alpha),
+            "orbit": orbit_memorizing_predictor(self.contexts, self.urns),
+        }
+        best = "exact_" if len(exact) else ""
+        ideals = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}
+        self.reference = {name: self.expect(self.ideals[key], self.weights[best]) for name, key in ideals.items()}
+
+    def expect(self, P: torch.Tensor, weights: torch.Tensor) -> dict[str, float]:
+        """Expected divergences (nats) of the distributions P [n, m] from the ideal predictors under the weights [n]."""
+        used = weights > 0
+        weights, P = weights[used], P[used]
+        G, M, S, orbit = (ideal[used] for ideal in self.ideals.values())
+
+        def kl(p, q):
+            return (weights @ kl_divergence(p, q)).item()
+
+        def j(p, q):
+            return (kl(p, q) + kl(q, p)) / 2
+
+        to_g, to_m, to_s, to_orbit = kl(G, P), kl(M, P), kl(S, P), kl(orbit, P)
+        r = (j(P, S) - j(P, M)) / (j(S, M) or math.inf)
+        return {
+            "kl_to_g": to_g,
+            "kl_to_m": to_m,
+            "kl_to_posterior_mean": to_s,
+            "kl_to_orbit": to_orbit,
+            "relative_divergence": relative_divergence(to_g, to_m),
+            "relative_divergence_posterior_mean": relative_divergence(to_s, to_m),
+            "d_rel": min(max((r + 1) / 2, 0.0), 1.0),  # Wurgaft et al. 2025
+        }
+
+    def measure(self, P: torch.Tensor) -> dict[str, float]:
+        """Every number of every kind of expectation for a model's distributions P [n, m] on self.contexts."""
+        numbers = {}
+        for prefix, weights in self.weights.items():
+            kept = self.expect(P, weights)
+            if "fresh" in prefix:
+                kept = {key: kept[key] for key in ("kl_to_posterior_mean", "kl_to_m")}
+            numbers |= {prefix + key: value for key, value in kept.items()}
+        return numbers
+
+
+# ==== Training ========================================================================================================
+
+CHUNK = 100  # training steps whose random draws are made at once: part of what defines the random streams
+EVAL_BATCH = 512  # contexts per forward pass of the evaluation
+LOSS_WINDOW = 100  # steps that a reported training loss is the mean of
+CHECKPOINT_SECONDS = 60
+
+
+class NotFiniteError(RuntimeError):
+    """The training loss stopped being finite; the message names D, seed and step."""
+
+
+def learning_rate(config: Config, step: int, n_steps: int) -> float:
+    """Learning rate of update `step` (from 0) of n_steps. Once it depends on n_steps, every N is trained on its own."""
+    return config.lr
+
+
+def next_draw_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in nats, mean over all next-draw positions: logits [.., B, T, m], tokens [.., B, T + 1] -> [..]."""
+    log_probs = logits.float().log_softmax(-1).gather(-1, tokens[..., 1:, None])
+    return -log_probs.mean((-3, -2, -1))
+
+
+class Trajectory:
+    """One model of D urns and one seed: where it starts, its test bed, and what was measured on its way.
+
+    The state after N steps is the model trained for N steps, so one trajectory serves every N in n_steps.
+    """
+
+    def __init__(self, config: Config, n_tasks: int, seed: int, n_steps: tuple[int, ...], test_bed: TestBed):
+        self.n_tasks, self.seed, self.n_steps, self.test_bed = n_tasks, seed, n_steps, test_bed
+        self.name = f"D{n_tasks}_N{max(n_steps)}_s{seed}"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.stream("initial weights").initial_seed())
+            self.model = Model(config)
+        self.step, self.state = 0, None  # where a checkpoint continues
+        self.recent_losses: deque[float] = deque(maxlen=LOSS_WINDOW)
+        self.points: list[dict] = []  # what was measured, in the order of the steps
+
+    def stream(self, *purpose, device="cpu") -> torch.Generator:
+        return stream(self.seed, self.n_tasks, *purpose, device=device)
+
+    def measured_steps(self) -> list[int]:
+        """Every N and, for the curves, 100, 200, 300, 500, 1000, ... up to the last N."""
+        curve = (k * 10**e for e in range(2, 10) for k in (1, 2, 3, 5))
+        return sorted({*self.n_steps, *(step for step in curve if step < max(self.n_steps))})
+
+    def cell(self, n_steps: int) -> dict:
+        """The numbers of the model after n_steps steps, and what the ideal predictors would score in its place."""
+        numbers = next(dict(point) for point in self.points if point["step"] == n_steps)
+        del numbers["step"]
+        return {"train_loss": numbers.pop("loss"), **numbers, "reference": self.test_bed.reference}
+
+
+def plan_trajectories(config: Config) -> list[Trajectory]:
+    """All trajectories of the grid: one per (D, seed), or one per (D, seed, N) if the learning rate depends on N."""
+    last = max(config.steps)
+    shared = all(learning_rate(config, s, N) == learning_rate(config, s, last) for N in config.steps for s in range(N))
+    trajectories = []
+    for n_tasks, seed in itertools.product(config.tasks, range(config.seed, config.seed + config.seeds)):
+        test_bed = TestBed(config, n_tasks, seed)
+        for n_steps in [config.steps] if shared else [(N,) for N in config.steps]:
+            trajectories.append(Trajectory(config, n_tasks, seed, n_steps, test_bed))
+    return trajectories
+
+
+class Ensemble:
+    """E trajectories trained in lockstep; none of them depends on what else is in the ensemble.
+
+    On a GPU all models are one program: their parameters are stacked, and one update of all of them is captured as a
+    CUDA graph and replayed without host synchronization. On a CPU every ensemble holds one model, and several run side
+    by side.
+    """
+
+    def __init__(self, config: Config, trajectories: list[Trajectory], device: torch.device, stacked: bool):
+        self.config, self.trajectories, self.device, self.stacked = config, trajectories, device, stacked
+        self.step, self.last = 0, max(trajectories[0].n_steps)
+        models = [trajectory.model.to(device) for trajectory in trajectories]
+        self.model, self.params = models[0], dict(models[0].named_parameters())
+        if stacked:
+            self.params = torch.func.stack_module_state(models)[0]
+        # A graph reads the learning rate from the device; AdamW on stacked parameters is AdamW on each of them.
+        self.lr = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
+        self.optimizer = torch.optim.AdamW(
+            self.params.values(),
+            lr=self.lr,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        self.tokens, self.codes = (draws.to(device) for draws in self.sample(0))
+        self.chunk, self.ahead = 0, {}
+        self.losses = torch.zeros(CHUNK, len(trajectories), device=device)
+        self.cursor = torch.zeros(1, dtype=torch.int64, device=device)
+        self.next_update = self.capture() if device.type == "cuda" else self.update
+
+    def sample(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens [CHUNK, E, B, seq_len] and codes [CHUNK, E, B, ..] of the training steps from chunk * CHUNK on."""
+        n, length = CHUNK * self.config.batch_size, self.config.seq_len
+        tokens, codes = [], []
+        for trajectory in self.trajectories:
+            draws = trajectory.stream("training sequences", chunk)
+            tokens.append(sample_sequences(trajectory.test_bed.urns, n, length, draws)[0])
+            codes.append(self.model.embeddings.draw(n, trajectory.stream("embeddings", chunk, device=self.device)))
+        return tuple(torch.stack([x.unflatten(0, (CHUNK, -1)) for x in draws], 1) for draws in (tokens, codes))
+
+    def logits(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """tokens [E, n, T], codes [E, n, ..] -> logits [E, n, T, m]."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            if not self.stacked:
+                return self.model(tokens[0], codes[0])[None]
+            one_model = partial(torch.func.functional_call, self.model)
+            return torch.vmap(lambda params, *inputs: one_model(params, inputs))(self.params, tokens, codes)
+
+    def update(self) -> None:
+        """One training step of every model, on the batch under the cursor, without host synchronization."""
+        tokens, codes = (draws.index_select(0, self.cursor)[0] for draws in (self.tokens, self.codes))
+        losses = next_draw_loss(self.logits(tokens[..., :-1], codes), tokens)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()  # the models share no parameter: the gradient of the sum is every model's own
+        self.optimizer.step()
+        self.losses.index_copy_(0, self.cursor, losses.detach()[None])
+        self.cursor += 1
+
+    def capture(self):
+        """The update as a CUDA graph. Warming up and capturing leave parameters and optimizer as they were."""
+        before = [parameter.detach().clone() for parameter in self.params.values()]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.update()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.update()
+        with torch.no_grad():
+            for parameter, value in zip(self.params.values(), before, strict=True):
+                parameter.copy_(value)
+                for state in self.optimizer.state[parameter].values():
+                    state.zero_()
+        return graph.replay
+
+    def advance(self, n_steps: int, stop: threading.Event) -> torch.Tensor:
+        """Train up to n_steps steps of one chunk, fewer if stop is set; their losses [steps, E] on the CPU."""
+        chunk, start = divmod(self.step, CHUNK)
+        if chunk != self.chunk:
+            draws = self.ahead.pop(chunk, None) or self.sample(chunk)
+            self.tokens.copy_(draws[0])
+            self.codes.copy_(draws[1])
+            self.chunk = chunk
+        self.cursor.fill_(start)
+        first = self.step
+        while self.step < first + n_steps and not stop.is_set():
+            lr = learning_rate(self.config, self.step, self.last)
+            if lr != self.lr:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr if isinstance(group["lr"], float) else group["lr"].fill_(lr)
+                self.lr = lr
+            self.next_update()
+            self.step += 1
+        if self.device.type == "cuda":
+            self.ahead = {chunk + 1: self.sample(chunk + 1)}  # drawn while the GPU works
+        losses = self.losses[start : start + self.step - first].cpu()
+        if not losses.isfinite().all():
+            step, member = (~losses.isfinite()).nonzero()[0].tolist()
+            bad = self.trajectories[member]
+            raise NotFiniteError(f"the loss is not finite at D={bad.n_tasks}, seed={bad.seed}, step={first + step + 1}")
+        return losses
+
+    @torch.no_grad()
+    def predict(self) -> torch.Tensor:
+        """Next-draw distributions [E, n, m] float64 on the contexts of every test bed, each with its own embeddings."""
+        generators = [t.stream("evaluation embeddings", device=self.device) for t in self.trajectories]
+        predictions = []
+        for contexts in torch.stack([t.test_bed.contexts for t in self.trajectories]).split(EVAL_BATCH, 1):
+            codes = torch.stack([self.model.embeddings.draw(contexts.shape[1], g) for g in generators])
+            logits = self.logits(contexts.to(self.device), codes)[:, :, -1]
+            predictions.append(logits.cpu().double().softmax(-1))
+        return torch.cat(predictions, 1)
+
+    def state(self, member: int) -> dict[str, dict[str, torch.Tensor]]:
+        """Parameter and optimizer state of one member, by parameter name, on the CPU."""
+
+        def own(value, parameter):
+            return (value[member] if self.stacked and value.shape == parameter.shape else value).detach().cpu().clone()
+
+        return {
+            name: {key: own(value, p) for key, value in {"parameter": p, **self.optimizer.state[p]}.items()}
+            for name, p in self.params.items()
+        }
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Continue where the checkpoints of all members, of the same step, stopped."""
+        self.step = self.trajectories[0].step
+        states = [trajectory.state for trajectory in self.trajectories]
+        for name, p in self.params.items():
+            for key, first in states[0][name].items():
+                per_member = self.stacked and first.shape == p.shape[1:]
+                value = (torch.stack([state[name][key] for state in states]) if per_member else first).to(p.device)
+                target = p if key == "parameter" else self.optimizer.state[p].setdefault(key, value)
+                target.copy_(value)
+
+
+def bytes_per_member(config: Config) -> int:
+    """Generous estimate of one ensemble member's memory: weights and optimizer, chunks of draws, activations."""
+    d, length = config.d_model, config.seq_len
+    weights = 16 * (12 * config.n_layers * d * d + (length + config.n_colors) * d)
+    draws = 3 * CHUNK * config.batch_size * (4 * config.n_colors * d + 8 * length)
+    tokens = max(config.n_layers * config.batch_size, EVAL_BATCH) * length
+    return weights + draws + 4 * tokens * (40 * d + 8 * config.n_heads * length)
+
+
+def plan_ensembles(config: Config, trajectories: list[Trajectory], device: torch.device) -> list[list[Trajectory]]:
+    """Which trajectories train together: on a CPU each alone, on a GPU as many as fit that are at the same step."""
+    if device.type != "cuda":
+        return [[trajectory] for trajectory in trajectories]
+    size = max(1, int(0.8 * torch.cuda.mem_get_info(device)[0] / bytes_per_member(config)))
+
+    def stage(trajectory):
+        return max(trajectory.n_steps), trajectory.step
+
+    groups = [list(group) for _, group in itertools.groupby(sorted(trajectories, key=stage), stage)]
+    if any(len(group) > size for group in groups):
+        print(f"the GPU's memory holds {size} models at a time: training in groups", flush=True)
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+
+
+def train(config: Config, group: list[Trajectory], device: torch.device, run: "RunDirectory", progress, stop) -> None:
+    """Train a group of trajectories to their last N, or until stop is set; measure and checkpoint on the way."""
+    if group[0].step == max(group[0].n_steps):
+        return
+    ensemble = Ensemble(config, group, device, stacked=device.type == "cuda")
+    if group[0].step:
+        ensemble.restore()
+    measured, saved = group[0].measured_steps(), time.monotonic()
+    try:
+        for goal in sorted({*range(CHUNK, ensemble.last, CHUNK), *measured}):
+            if goal <= ensemble.step:
+                continue
+            losses = ensemble.advance(goal - ensemble.step, stop).T.tolist()
+            progress.update(losses)
+            for trajectory, values in zip(group, losses, strict=True):
+                trajectory.step = ensemble.step
+                trajectory.recent_losses.extend(values)
+            if ensemble.step == goal and goal in measured:
+                for trajectory, predictions in zip(group, ensemble.predict(), strict=True):
+                    loss = math.fsum(trajectory.recent_losses) / len(trajectory.recent_losses)
+                    trajectory.points.append({"step": goal, "loss": loss, **trajectory.test_bed.measure(predictions)})
+            if stop.is_set() or goal in group[0].n_steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                for member, trajectory in enumerate(group):
+                    run.save(trajectory, ensemble.state(member))
+                saved = time.monotonic()
+            if stop.is_set():
+                return
+    except Exception as error:
+        N = min(N for N in group[0].n_steps if N > group[0].step)
+        cells = ", ".join(f"D{trajectory.n_tasks}_N{N} (seed {trajectory.seed})" for trajectory in group[:4])
+        error.add_note(f"in cell {cells}, after step {ensemble.step}")
+        raise
+
+
+# ==== Run directory ===================================================================================================
+
+
+class UserError(Exception):
+    """Bad input: one line for standard error, exit status 2."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write, flush and rename: a reader sees the old file or the new one, never a part of it."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def strict_json(value) -> bytes:
+    """JSON in which NaN and infinity are null."""
+
+    def strict(x):
+        if isinstance(x, dict):
+            return {key: strict(y) for key, y in x.items()}
+        if isinstance(x, list | tuple):
+            return [strict(y) for y in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return (json.dumps(strict(value), indent=1, allow_nan=False) + "\n").encode()
+
+
+class RunDirectory:
+    """The folder of a run. While it trains: a fingerprint and a checkpoint per trajectory. At the end: the results."""
+
+    def __init__(self, path: Path, config: Config, device: torch.device):
+        self.path, self.config, self.checkpoints = path, config, path / "checkpoint"
+        self.results = [path / "final_info.json", path / "all_results.json"]
+        script = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        fingerprint = {"config": asdict(config), "script_sha256": script, "device": device.type}
+        self.fingerprint = json.loads(strict_json(fingerprint))
+
+    def found(self) -> dict | None:
+        """Fingerprint of the run that the folder holds: {} if it cannot be told, None if there is no run."""
+        try:
+            if (self.checkpoints / "fingerprint.json").exists():
+                return json.loads((self.checkpoints / "fingerprint.json").read_bytes())
+            if self.results[1].exists():
+                results = json.loads(self.results[1].read_bytes())
+                return {"config": results["config"]} | {
+                    k: results["environment"][k] for k in ("script_sha256", "device")
+                }
+        except (ValueError, KeyError, TypeError):
+            return {}
+        return {} if self.results[0].exists() else None
+
+    def open(self, overwrite: bool) -> bool:
+        """Lock the folder for this process. True if it holds this run complete; UserError if it holds another."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out_dir {self.path}: is a file; must be a folder, a new one or one of the same run")
+        found = self.found()
+        if found not in (None, self.fingerprint) and not overwrite:
+            was, now = ({**f, **f["config"], "config": 0} if f else {} for f in (found, self.fingerprint))
+            changed = ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key])
+            what = changed if found else "no readable fingerprint"
+            raise UserError(f"--out_dir {self.path}: holds another run ({what}); name a new folder or add --overwrite")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if fcntl:
+                self.lock = os.open(self.path, os.O_RDONLY)
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if overwrite:
+                self.remove(self.path, "final_info.json", "all_results.json")
+                self.remove(self.checkpoints, "*")
+                self.remove(self.path / "models", "D*_N*_s*.pt")
+            elif all(path.exists() for path in self.results) and not (self.checkpoints / "fingerprint.json").exists():
+                return True
+            write_atomically(self.checkpoints / "fingerprint.json", strict_json(self.fingerprint))
+        except BlockingIOError:
+            raise UserError(f"--out_dir {self.path}: another process is running in it; must be a free folder") from None
+        except OSError as error:
+            raise UserError(f"--out_dir {self.path}: cannot be written ({error.strerror}); must be writable") from None
+        return False
+
+    def remove(self, folder: Path, *patterns: str) -> None:
+        """Remove files of a run, and a subfolder if nothing else is in it."""
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+            path.unlink()
+        if folder != self.path and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def save(self, trajectory: Trajectory, state: dict) -> None:
+        """Replace the trajectory's checkpoint, led by its SHA-256; at an N of the grid also save that model."""
+
+        def serialized(value) -> bytes:
+            torch.save(value, buffer := io.BytesIO())
+            return buffer.getvalue()
+
+        seen = {"points": trajectory.points, "recent_losses": list(trajectory.recent_losses)}
+        content = serialized({"step": trajectory.step, "state": state, **seen})
+        write_atomically(self.checkpoints / f"{trajectory.name}.pt", hashlib.sha256(content).digest() + content)
+        if trajectory.step in trajectory.n_steps:
+            model = self.path / "models" / f"D{trajectory.n_tasks}_N{trajectory.step}_s{trajectory.seed}.pt"
+            write_atomically(model, serialized({name: tensors["parameter"] for name, tensors in state.items()}))
+
+    def load(self, trajectory: Trajectory) -> None:
+        """Bring a trajectory to its checkpoint, if it has one. A damaged one is set aside and training starts anew."""
+        path = self.checkpoints / f"{trajectory.name}.pt"
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            path.rename(aside)
+            print(f"{path} is damaged: set aside as {aside.name}, {trajectory.name} starts anew", flush=True)
+            return
+        saved = torch.load(io.BytesIO(content[32:]), weights_only=True)
+        trajectory.step, trajectory.state, trajectory.points = saved["step"], saved["state"], saved["points"]
+        trajectory.recent_losses = deque(saved["recent_losses"], maxlen=LOSS_WINDOW)
+
+    def finish(self, trajectories: list[Trajectory], environment: dict, timing: dict, save_models: bool) -> dict:
+        """Write all_results.json, then final_info.json, then remove the checkpoints; returns final_info."""
+        curves = [
+            {
+                "n_tasks": t.n_tasks,
+                "seed": t.seed,
+                "n_steps": t.n_steps,
+                "urns": t.test_bed.urns.tolist(),
+                "curves": {key: [point[key] for point in t.points] for key in t.points[0]},
+            }
+            for t in trajectories
+        ]
+        cells = [
+            {"n_tasks": D, "n_steps": N, "seed": t.seed, **t.cell(N)}
+            for D, N in itertools.product(self.config.tasks, self.config.steps)
+            for t in trajectories
+            if t.n_tasks == D and N in t.n_steps
+        ]
+        results = {"config": asdict(self.config), "environment": environment, "trajectories": curves, "cells": cells}
+        final_info = summarize(cells)
+        write_atomically(self.results[1], strict_json({**results, "timing": timing}))
+        write_atomically(self.results[0], strict_json(final_info))
+        if not save_models:
+            self.remove(self.path / "models", "D*_N*_s*.pt")
+        self.remove(self.checkpoints, "fingerprint.json", "*.pt")
+        return final_info
+
+
+def summarize(cells: list[dict]) -> dict:
+    """final_info: mean, standard error and the value of every seed of the headline numbers, by cell."""
+    headlines = ("kl_to_g", "kl_to_m", "relative_divergence", "relative_divergence_posterior_mean")
+    headlines += ("exact_relative_divergence", "train_loss")
+    final_info = {}
+    for (D, N), group in itertools.groupby(cells, lambda cell: (cell["n_tasks"], cell["n_steps"])):
+        seeds = list(group)
+        values = {key: [cell[key] for cell in seeds] for key in headlines if key in seeds[0]}
+        stderr = {key: np.std(v, ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0.0 for key, v in values.items()}
+        final_info[f"D{D}_N{N}"] = {
+            "means": {f"{key}_mean": float(np.mean(v)) for key, v in values.items()},
+            "stderrs": {f"{key}_stderr": float(v) for key, v in stderr.items()},
+            "final_info_dict": values,
+        }
+    return final_info
+
+
+# ==== Main ============================================================================================================
+
+
+class Progress:
+    """Model steps done: a bar on a terminal, elsewhere at most one plain line per 5% on standard output."""
+
+    def __init__(self, total: int, done: int, silent: bool):
+        self.total, self.done, self.trained, self.started = total, done, 0, time.monotonic()
+        self.silent, self.lock = silent, threading.Lock()
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=silent or not sys.stderr.isatty())
+
+    def update(self, losses: list[list[float]]) -> None:
+        """Count newly trained steps by their losses [E][steps]."""
+        new = sum(map(len, losses))
+        with self.lock:
+            before, self.done, self.trained = self.done, self.done + new, self.trained + new
+            loss = np.mean(losses) if new else math.nan
+            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self.bar.update(new)
+            if self.bar.disable and not self.silent and 20 * self.done // self.total > 20 * before // self.total:
+                left = (time.monotonic() - self.started) / self.trained * (self.total - self.done) / 60
+                print(f"progress: {self.done} of {self.total} steps, loss {loss:.3f}, {left:.1f} min left", flush=True)
+
+
+@contextlib.contextmanager
+def stop_on_signals():
+    """An event that SIGINT and SIGTERM set, with the signal's number; a second signal ends the process at once."""
+    stop = threading.Event()
+    stop.signal = None
+
+    def handle(number, frame):
+        if stop.signal:
+            os._exit(128 + number)
+        stop.signal = number
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parse_arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
+    """The configuration and the options of this call. UserError names a bad flag, its value and what is allowed."""
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise UserError(message)
+
+    comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(Config), re.M))
+    parser = Parser("experiment.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for field in fields(Config):
+        many = isinstance(field.default, tuple)
+        shown = " ".join(map(str, field.default)) if many else field.default
+        parser.add_argument(
+            f"--{field.name}",
+            type=type(field.default[0] if many else field.default),
+            nargs="*" if many else None,
+            default=field.default,
+            metavar="X",
+            help=f"{comments[field.name]} (default {shown})",
+        )
+    parser.add_argument("--out_dir", type=Path, default=Path("run_0"), help="where the results go (default run_0)")
+    parser.add_argument("--overwrite", action="store_true", help="remove what another run wrote to OUT_DIR")
+    parser.add_argument("--save_models", action="store_true", help="keep the weights of every cell in OUT_DIR/models")
+    # No flag has a single dash: "-1e-4" is a value that is out of range, not a flag that is unknown.
+    options = parser.parse_args([f" {word}" if re.match(r"-[^-h]", word) else word for word in argv])
+    try:
+        return Config(**{field.name: getattr(options, field.name) for field in fields(Config)}), options
+    except ValueError as error:
+        raise UserError(error) from None
+
+
+def pick_device(config: Config) -> torch.device:
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    name = config.device if config.device != "auto" else "cuda" if cuda else "mps" if mps else "cpu"
+    if name != "cuda":
+        return torch.device(name)
+    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def cpu_count() -> int:
+    """Cores that this process may use; under torchrun its share of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def print_summary(final_info: dict, timing: dict) -> None:
+    """One greppable `key: value` line per number."""
+    for cell, numbers in final_info.items():
+        for key in numbers["final_info_dict"]:
+            print(f"{cell}_{key}: {numbers['means'][f'{key}_mean']:.4f}")
+    for key, value in timing.items():
+        print(f"{key}: {value}")
+
+
+def run_study(argv: list[str]) -> int:
+    """The run that the command line asks for; returns the exit status."""
+    started = time.monotonic()
+    config, options = parse_arguments(argv)
+    device = pick_device(config)
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    run = RunDirectory(options.out_dir, config, device)
+
+    # Under torchrun every rank trains its share of the trajectories; the first one owns the folder.
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    complete = [rank == 0 and run.open(options.overwrite)]
+    if world > 1:
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+        dist.broadcast_object_list(complete)
+    if complete[0]:
+        if rank == 0:
+            print(f"{options.out_dir} is complete: nothing to train (--overwrite trains it anew)")
+            final_info, results = (json.loads(path.read_bytes()) for path in run.results)
+            print_summary(final_info, results["timing"])
+        return 0
+
+    trajectories = plan_trajectories(config)
+    if rank == 0 and world > len(trajectories):
+        print(f"{world} processes for {len(trajectories)} trajectories: {world - len(trajectories)} have nothing to do")
+    own = trajectories[rank::world]
+    for trajectory in own:
+        run.load(trajectory)
+        if trajectory.step:
+            print(f"continuing {trajectory.name} after step {trajectory.step}", flush=True)
+
+    groups = plan_ensembles(config, own, device)
+    total, done = sum(max(t.n_steps) for t in own), sum(t.step for t in own)
+    progress, training_started = Progress(total, done, silent=rank > 0), time.monotonic()
+    # On a CPU every model has one thread: two models side by side on two cores are faster than one model on both, and
+    # no number depends on how many cores there are.
+    workers = min(len(groups), cpu_count()) if device.type == "cpu" else 1
+    with (
+        stop_on_signals() as stop,
+        ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        futures = [pool.submit(train, config, group, device, run, progress, stop) for group in groups]
+        if any(future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done):
+            stop.set()  # the others write their checkpoints
+    progress.bar.close()
+    for future in futures:
+        future.result()
+    if stop.signal:
+        print(f"interrupted by {signal.Signals(stop.signal).name}: the same command continues", file=sys.stderr)
+        return 128 + stop.signal
+    if world > 1:
+        dist.barrier()
+    if rank > 0:
+        return 0
+
+    for trajectory in trajectories:
+        run.load(trajectory)
+    cuda_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    environment = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": device.type,
+        "device_name": cuda_name or f"{platform.machine()}, {cpu_count()} cores",
+        "script_sha256": run.fingerprint["script_sha256"],
+    }
+    seconds = time.monotonic() - training_started
+    timing = {
+        "seconds_total": round(time.monotonic() - started, 2),
+        "seconds_training": round(seconds, 2),
+        "model_steps": progress.trained,
+        "model_steps_per_second": round(progress.trained / seconds, 2),
+    }
+    print_summary(run.finish(trajectories, environment, timing, options.save_models), timing)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the study; returns the exit status: 0 complete, 1 failed, 2 bad input, 130 or 143 interrupted."""
+    if not sys.stderr.isatty():
+        warnings.simplefilter("ignore")  # loops read only the end of standard error
+    try:
+        return run_study(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return 130
+    except UserError as error:
+        print(f"experiment.py: {error}", file=sys.stderr)
+        return 2
+    except NotFiniteError as error:
+        print(f"experiment.py: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"experiment.py: {error}; what is written is intact and the same command continues", file=sys.stderr)
+    except Exception as error:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
+        lines = [f"  line {frame.lineno} in {frame.name}: {frame.line}" for frame in own[-4:]]
+        lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
+        lines += [f"experiment.py failed: {type(error).__name__}: {str(error)[-600:]}"]
+        print("\n".join(lines), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
