@@ -1,0 +1,193 @@
+"""The script as its users run it: flags, files, errors, order and independence of cells."""
+
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import ROOT, launch
+
+from experiment import Config, Model, parse_arguments
+
+TINY = "--n_layers 1 --n_heads 2 --d_model 16 --batch_size 8 --n_test 16 --seq_len 4 --device cpu".split()
+GRID = [*TINY, "--tasks", "4", "2", "--steps", "30", "120"]
+
+
+def read(path):
+    """Strict JSON: NaN and Infinity are errors."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def cell(results: dict, n_tasks: int, n_steps: int) -> dict:
+    (found,) = [c for c in results["cells"] if (c["n_tasks"], c["n_steps"]) == (n_tasks, n_steps)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small grid with three seeds, and what the script said."""
+    out_dir = tmp_path_factory.mktemp("grid") / "run_0"
+    done = launch(*GRID, "--seeds", 3, "--save_models", "--out_dir", out_dir)
+    assert done.returncode == 0, done.stderr
+    return out_dir, done
+
+
+def test_final_info_keeps_the_contract(run):
+    final_info = read(run[0] / "final_info.json")
+    assert list(final_info) == ["D4_N30", "D4_N120", "D2_N30", "D2_N120"]  # the order of the grid as it was asked for
+    headlines = ["kl_to_g", "kl_to_m", "relative_divergence", "relative_divergence_posterior_mean"]
+    headlines += ["exact_relative_divergence", "train_loss"]
+    for numbers in final_info.values():
+        assert list(numbers) == ["means", "stderrs", "final_info_dict"]
+        assert list(numbers["final_info_dict"]) == headlines
+        for key, values in numbers["final_info_dict"].items():
+            assert len(values) == 3
+            assert numbers["means"][f"{key}_mean"] == pytest.approx(statistics.mean(values))
+            assert numbers["stderrs"][f"{key}_stderr"] == pytest.approx(statistics.stdev(values) / math.sqrt(3))
+        for values in zip(*(numbers["final_info_dict"][key] for key in headlines[:3]), strict=True):
+            assert values[2] == pytest.approx(values[0] / (values[0] + values[1]))
+
+
+def test_all_results_holds_everything_else(run):
+    results = read(run[0] / "all_results.json")
+    assert set(results) == {"config", "environment", "trajectories", "cells", "timing"}
+    assert Config(**results["config"]).tasks == (4, 2)
+    assert results["environment"]["torch"] == torch.__version__
+    assert [(c["n_tasks"], c["n_steps"], c["seed"]) for c in results["cells"]] == [
+        (D, N, seed) for D in (4, 2) for N in (30, 120) for seed in range(3)
+    ]
+    for trajectory in results["trajectories"]:
+        assert len(trajectory["urns"]) == trajectory["n_tasks"]
+        curves = trajectory["curves"]
+        assert curves["step"] == [30, 100, 120]
+        assert {len(values) for values in curves.values()} == {3}
+        at_30 = [c for c in results["cells"] if c["n_steps"] == 30]
+        (same,) = [c for c in at_30 if (c["n_tasks"], c["seed"]) == (trajectory["n_tasks"], trajectory["seed"])]
+        assert same["kl_to_g"] == curves["kl_to_g"][0]
+    by_size = {(t["n_tasks"], t["seed"]): t["urns"] for t in results["trajectories"]}
+    assert by_size[4, 0][:2] == by_size[2, 0] and by_size[4, 1] != by_size[4, 0]
+    wanted = {"kl_to_orbit", "d_rel", "exact_kl_to_posterior_mean", "fresh_kl_to_posterior_mean", "fresh_kl_to_m"}
+    for numbers in results["cells"]:
+        assert wanted < set(numbers) and set(numbers["reference"]) == {"posterior_mean", "orbit", "memorizing"}
+
+
+def test_output_can_be_read_by_grep_and_leaves_standard_error_empty(run):
+    out_dir, done = run
+    assert done.stderr == ""
+    assert len(re.findall("^progress: ", done.stdout, re.M)) <= 20
+    mean = read(out_dir / "final_info.json")["D4_N120"]["means"]["relative_divergence_mean"]
+    assert f"\nD4_N120_relative_divergence: {mean:.4f}\n" in done.stdout
+    assert re.search(r"^seconds_total: \d", done.stdout, re.M)
+
+
+def test_one_seed_has_a_standard_error_of_zero_and_the_same_run_gives_the_same_bytes(tmp_path):
+    arguments = [*TINY, "--tasks", 2, "--steps", 20]
+    for name in ("a", "b"):
+        assert launch(*arguments, "--out_dir", tmp_path / name).returncode == 0
+    assert (tmp_path / "a" / "final_info.json").read_bytes() == (tmp_path / "b" / "final_info.json").read_bytes()
+    assert set(read(tmp_path / "a" / "final_info.json")["D2_N20"]["stderrs"].values()) == {0.0}
+
+
+def test_a_cell_depends_neither_on_other_cells_nor_on_a_longer_training(run, tmp_path):
+    alone = tmp_path / "alone"
+    done = launch(*TINY, "--tasks", 2, "--steps", 30, "--seed", 1, "--save_models", "--out_dir", alone)
+    assert done.returncode == 0
+    long = torch.load(run[0] / "models" / "D2_N30_s1.pt", weights_only=True)
+    short = torch.load(alone / "models" / "D2_N30_s1.pt", weights_only=True)
+    assert list(short) == [name for name, _ in Model(Config(n_layers=1)).named_parameters()]
+    assert all(torch.equal(long[name], short[name]) for name in long | short)
+    (here,) = read(alone / "all_results.json")["cells"]
+    (there,) = [
+        c for c in read(run[0] / "all_results.json")["cells"] if (c["n_tasks"], c["n_steps"], c["seed"]) == (2, 30, 1)
+    ]
+    assert here == there
+
+
+def test_urns_with_zeros_still_give_strict_json(tmp_path):
+    done = launch(*TINY, "--tasks", 3, "--steps", 10, "--alpha", 0.001, "--out_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    read(tmp_path / "run" / "final_info.json")
+    assert any(p == 0 for urn in read(tmp_path / "run" / "all_results.json")["trajectories"][0]["urns"] for p in urn)
+
+
+BAD_INPUT = {
+    "unknown flag": (["--learning_rate", "1"], "--learning_rate", "unrecognized"),
+    "no tasks": (["--tasks"], "--tasks", "whole numbers of at least 1"),
+    "zero tasks": (["--tasks", "0"], "--tasks 0", "at least 1"),
+    "negative steps": (["--steps", "10", "-5"], "--steps 10 -5", "at least 1"),
+    "no steps": (["--steps"], "--steps", "at least 1"),
+    "zero steps": (["--steps", "0"], "--steps 0", "at least 1"),
+    "repeated tasks": (["--tasks", "4", "8", "4"], "--tasks 4 8 4", "different"),
+    "repeated steps": (["--steps", "7", "7"], "--steps 7 7", "different"),
+    "tasks that are no numbers": (["--tasks", "4x"], "--tasks", "'4x'"),
+    "heads do not divide the width": (["--d_model", "130"], "--d_model 130", "divisible by --n_heads 4"),
+    "unknown embedding": (["--embedding", "random"], "--embedding random", "gaussian or permutation or fixed"),
+    "absent device": (["--device", "cuda"], "--device cuda", "auto"),
+    "unknown device": (["--device", "tpu"], "--device tpu", "auto or cpu"),
+    "rate not a number": (["--lr", "nan"], "--lr nan", "finite"),
+    "negative rate": (["--lr", "-1e-4"], "--lr -0.0001", "not negative"),
+    "infinite decay": (["--weight_decay", "inf"], "--weight_decay inf", "finite"),
+    "negative decay": (["--weight_decay=-0.1"], "--weight_decay -0.1", "not negative"),
+    "alpha of zero": (["--alpha", "0"], "--alpha 0.0", "positive"),
+    "too many colors": (["--n_colors", "9"], "--n_colors 9", "2 to 8"),
+    "negative seed": (["--seed", "-1"], "--seed -1", "at least 0"),
+}
+
+
+def test_bad_input_is_one_line_and_touches_nothing(tmp_path):
+    if torch.cuda.is_available():
+        del BAD_INPUT["absent device"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda bad: launch(*bad[0], cwd=tmp_path), BAD_INPUT.values()))
+    for (arguments, *wanted), done in zip(BAD_INPUT.values(), results, strict=True):
+        assert done.returncode == 2, arguments
+        assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+        for part in wanted:
+            assert part in done.stderr, (part, done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_hold_a_run_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out_dir in (tmp_path / "file", tmp_path / "file" / "below", "/proc/no_run_here"):
+        done = launch(*GRID, "--out_dir", out_dir)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert f"--out_dir {out_dir}" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    done = launch(*TINY, "--tasks", 2, "--steps", 50, "--lr", "1e38", "--out_dir", tmp_path / "run")
+    assert done.returncode == 1
+    assert re.fullmatch(r"experiment\.py: the loss is not finite at D=2, seed=0, step=\d+\n", done.stderr), done.stderr
+    assert not (tmp_path / "run" / "final_info.json").exists()
+
+
+def test_config_is_the_table_of_flags():
+    assert parse_arguments([])[0] == Config()
+    config, options = parse_arguments("--tasks 8 2 --steps 5 --lr 1e-3 --embedding fixed --out_dir x".split())
+    assert (config.tasks, config.steps, config.lr, config.embedding) == ((8, 2), (5,), 1e-3, "fixed")
+    assert str(options.out_dir) == "x"
+    with pytest.raises(ValueError, match="--d_model 10"):
+        Config(d_model=10, n_heads=4)
+
+
+def test_both_scripts_alone_in_an_empty_folder_run_and_draw(tmp_path):
+    for script in ("experiment.py", "plot.py"):
+        shutil.copy(ROOT / script, tmp_path)
+    for command in (["experiment.py", "--out_dir=run_1", *GRID], ["plot.py"]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "heatmap_run_1.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".py") == ["experiment.py", "plot.py"]

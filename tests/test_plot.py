@@ -1,0 +1,144 @@
+"""The figures, by what is drawn in them."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT, launch
+
+import plot
+
+TASKS, STEPS = [4, 8, 16], [100, 2000]
+
+
+def results(seeds=1, shift=0.0) -> dict:
+    """A run as experiment.py writes it, reduced to what the map needs; every value is distinct."""
+    cells = []
+    for i, D in enumerate(TASKS):
+        for j, N in enumerate(STEPS):
+            for seed in range(seeds):
+                value = 0.1 + 0.1 * (2 * i + j) + 0.01 * seed + shift
+                reference = {
+                    name: {"relative_divergence": r + i / 100, "relative_divergence_posterior_mean": r / 2 + i / 100}
+                    for name, r in {"posterior_mean": 0.6, "orbit": 0.7, "memorizing": 0.9}.items()
+                }
+                cells.append(
+                    {
+                        "n_tasks": D,
+                        "n_steps": N,
+                        "seed": seed,
+                        "relative_divergence": value,
+                        "relative_divergence_posterior_mean": value / 2,
+                        "exact_kl_to_g": 0.3,
+                        "exact_kl_to_m": 0.3,
+                        "exact_kl_to_posterior_mean": 0.2 if j == 0 else 0.01,
+                        "exact_kl_to_orbit": 0.3,
+                        "reference": reference,
+                    }
+                )
+    return {"config": {"tasks": TASKS, "steps": STEPS}, "cells": cells}
+
+
+def write(folder, name, content):
+    (folder / name).mkdir()
+    (folder / name / "all_results.json").write_text(json.dumps(content))
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_map_has_n_on_x_and_d_on_y_on_a_fixed_diverging_scale():
+    figure = plot.draw_heatmap(results(), "a run")
+    axes = figure.axes[0]
+    image = axes.images[0]
+    assert image.get_clim() == (0, 1) and image.cmap.name == "RdBu_r"
+    np.testing.assert_allclose(image.get_array(), [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "2,000"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["4", "8", "16"]
+    assert "N" in axes.get_xlabel() and "D" in axes.get_ylabel() and axes.images[0].origin == "lower"
+    assert texts(axes) == ["0.10", "0.20", "0.30", "0.40", "0.50", "0.60"]
+    assert "a run" in figure.get_suptitle()
+
+
+def test_standard_errors_are_shown_with_several_seeds_only():
+    axes = plot.draw_heatmap(results(seeds=3), "a run").axes[0]
+    assert texts(axes)[0] == "0.11\n± 0.01"  # 0.10, 0.11, 0.12: 0.01 / sqrt(3)
+
+
+def test_what_ideal_predictors_would_score_is_beside_each_map():
+    axes = plot.draw_heatmap(results(), "a run").axes
+    np.testing.assert_allclose(axes[1].images[0].get_array()[0], [0.6, 0.7, 0.9])
+    np.testing.assert_allclose(axes[3].images[0].get_array()[2], [0.32, 0.37, 0.47])
+    assert [label.get_text() for label in axes[1].get_xticklabels()] == ["S", "O", "M"]
+
+
+def test_cells_far_from_every_ideal_predictor_are_framed():
+    axes = plot.draw_heatmap(results(), "a run").axes[0]
+    framed = {(round(box.get_x() + 0.44), round(box.get_y() + 0.44)) for box in axes.patches}
+    assert framed == {(0, 0), (0, 1), (0, 2)}  # the column of the small N
+
+
+def test_missing_cells_are_hatched_and_said(capsys):
+    partial = results()
+    del partial["cells"][3]
+    figure = plot.draw_heatmap(partial, "a run")
+    axes = figure.axes[0]
+    hatched = [box for box in axes.patches if box.get_hatch()]
+    assert [(box.get_x(), box.get_y()) for box in hatched] == [(0.5, 0.5)]
+    assert len(axes.texts) == 5 and axes.images[0].get_array().mask.sum() == 1
+    assert "1 of 6 cells are missing" in capsys.readouterr().out
+
+
+def test_order_of_flags_does_not_change_the_map():
+    shuffled = copy.deepcopy(results())
+    shuffled["config"] = {"tasks": TASKS[::-1], "steps": STEPS[::-1]}
+    shuffled["cells"].reverse()
+    np.testing.assert_array_equal(
+        plot.draw_heatmap(shuffled, "").axes[0].images[0].get_array(),
+        plot.draw_heatmap(results(), "").axes[0].images[0].get_array(),
+    )
+
+
+def test_a_folder_that_is_no_run_is_named_and_skipped(tmp_path):
+    write(tmp_path, "run_0", results())
+    write(tmp_path, "run_1", {"config": {}})
+    (tmp_path / "run_2").mkdir()
+    write(tmp_path, "run_10", results(shift=0.2))
+    done = launch(tmp_path, script=ROOT / "plot.py")
+    assert done.returncode == 0, done.stderr
+    assert "run_1: skipped" in done.stdout and "run_2: skipped" in done.stdout
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["heatmap_run_0.png", "heatmap_run_10.png"]
+
+
+def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert plot.main([]) == 1
+    assert "no run" in capsys.readouterr().err
+    (tmp_path / "results").mkdir()
+    write(tmp_path / "results", "run_0", results())
+    assert plot.main([]) == 0
+    assert (tmp_path / "results" / "heatmap_run_0.png").exists()
+    write(tmp_path, "run_3", results())
+    assert plot.main([]) == 0
+    assert (tmp_path / "heatmap_run_3.png").exists()
+
+
+def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "labels", {"run_0": "my idea", "run_7": "gone"})
+    write(tmp_path, "run_0", results())
+    titles = []
+    draw = plot.draw_heatmap
+    monkeypatch.setattr(plot, "draw_heatmap", lambda run, title: titles.append(title) or draw(run, title))
+    assert plot.main([str(tmp_path)]) == 0
+    assert titles == ["my idea"]
+    assert [line for line in capsys.readouterr().out.splitlines() if "run_7" in line] != []
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"config": 3}', "\x00"])
+def test_damaged_json_is_skipped(tmp_path, content, capsys):
+    (tmp_path / "run_0").mkdir()
+    (tmp_path / "run_0" / "all_results.json").write_text(content)
+    assert plot.main([str(tmp_path)]) == 1
+    assert "skipped" in capsys.readouterr().out

@@ -1,0 +1,347 @@
+"""The mathematics, against independent computations."""
+
+import itertools
+import json
+import math
+import threading
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from conftest import launch
+
+import experiment
+from experiment import Config, Ensemble, TestBed, plan_trajectories
+
+TestBed.__test__ = False
+CPU = torch.device("cpu")
+
+URNS = {
+    "Dirichlet": [[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.05, 0.4, 0.3]],
+    "zeros": [[0.5, 0.5, 0.0, 0.0], [0.0, 0.25, 0.25, 0.5], [1.0, 0.0, 0.0, 0.0]],
+    "near zeros": [[1e-300, 0.5, 0.5 - 1e-12, 1e-12], [1e-9, 1e-9, 1e-9, 1 - 3e-9], [0.25, 0.25, 0.25, 0.25]],
+}
+CONTEXTS = [
+    [0] * 7,
+    [3] * 7,
+    [0, 1, 2, 3, 0, 1, 2],
+    [1, 1, 2, 2, 1, 1, 2],
+    [3, 0, 3, 0, 3, 3, 3],
+    [1, 0, 1, 1, 0, 0, 0],
+]
+
+
+def bayes(context: list[int], urns: list[list[Fraction]]) -> list[Fraction]:
+    """Bayes over the urns with a uniform prior, in exact arithmetic; the prior itself if no urn can produce it."""
+    likelihoods = [math.prod(urn[color] for color in context) for urn in urns]
+    if not sum(likelihoods):
+        likelihoods = [Fraction(1)] * len(urns)
+    return [
+        sum(w * urn[k] for w, urn in zip(likelihoods, urns, strict=True)) / sum(likelihoods)
+        for k in range(len(urns[0]))
+    ]
+
+
+@pytest.mark.parametrize("urns", URNS.values(), ids=URNS)
+def test_memorizing_predictors_equal_exact_rational_arithmetic(urns):
+    exact = [[Fraction(p) for p in urn] for urn in urns]
+    relabelled = [[urn[k] for k in order] for urn in exact for order in itertools.permutations(range(4))]
+    contexts, table = torch.tensor(CONTEXTS), torch.tensor(urns, dtype=torch.float64)
+    for predictor, candidates in (
+        (experiment.memorizing_predictor, exact),
+        (experiment.orbit_memorizing_predictor, relabelled),
+    ):
+        predictions = predictor(contexts, table)
+        assert predictions.dtype == torch.float64
+        wanted = [[float(p) for p in bayes(context, candidates)] for context in CONTEXTS]
+        np.testing.assert_allclose(predictions.numpy(), wanted, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3, 5.0])
+def test_counting_and_posterior_mean_equal_exact_rational_arithmetic(alpha):
+    contexts = torch.tensor(CONTEXTS)
+    for context, g, s in zip(
+        CONTEXTS,
+        experiment.counting_predictor(contexts, 4),
+        experiment.posterior_mean_predictor(contexts, 4, alpha),
+        strict=True,
+    ):
+        a = Fraction(alpha)
+        np.testing.assert_allclose(g, [float(Fraction(context.count(k), 7)) for k in range(4)], rtol=1e-14)
+        np.testing.assert_allclose(s, [float((context.count(k) + a) / (7 + 4 * a)) for k in range(4)], rtol=1e-14)
+
+
+def test_orbit_predictor_is_equivariant_under_relabelling():
+    contexts, order = torch.tensor(CONTEXTS), torch.tensor([2, 0, 3, 1])
+    urns = torch.tensor(URNS["Dirichlet"], dtype=torch.float64)
+    predictions = experiment.orbit_memorizing_predictor(contexts, urns)
+    torch.testing.assert_close(experiment.orbit_memorizing_predictor(order[contexts], urns)[:, order], predictions)
+
+
+def test_orbit_predictor_with_eight_colors_stays_in_memory():
+    urns = experiment.sample_urns(4, 8, 1.0, torch.Generator().manual_seed(0))
+    contexts = torch.randint(8, (40, 15), generator=torch.Generator().manual_seed(1))
+    predictions = experiment.orbit_memorizing_predictor(contexts, urns)
+    assert predictions.isfinite().all()
+    torch.testing.assert_close(predictions.sum(1), torch.ones(40, dtype=torch.float64))
+
+
+def test_kl_divergence_and_its_limits():
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    q = torch.tensor([[0.25, 0.75, 0.0], [0.2, 0.3, 0.5], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    wanted = [0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0.0, math.log(2), math.inf]
+    np.testing.assert_allclose(experiment.kl_divergence(p, q).numpy(), wanted, atol=1e-12)
+
+
+def test_relative_divergence():
+    assert experiment.relative_divergence(0.0, 0.0) == 0.5
+    assert experiment.relative_divergence(0.0, 0.3) == 0.0
+    assert experiment.relative_divergence(0.3, 0.0) == 1.0
+    assert experiment.relative_divergence(0.3, 0.1) == pytest.approx(0.75)
+
+
+def test_urns_are_nested_and_dirichlet():
+    def table(n, alpha=1.0):
+        return experiment.sample_urns(n, 4, alpha, experiment.stream(0, "urns"))
+
+    assert torch.equal(table(32)[:5], table(5))
+    for alpha in (0.01, 0.5, 1.0, 10.0):
+        urns = table(20000, alpha)
+        assert urns.shape == (20000, 4) and urns.isfinite().all() and (urns >= 0).all()
+        torch.testing.assert_close(urns.sum(1), torch.ones(20000, dtype=torch.float64))
+        variance = 0.25 * 0.75 / (4 * alpha + 1)
+        np.testing.assert_allclose(urns.mean(0), 0.25, atol=5 * math.sqrt(variance / 20000))
+        np.testing.assert_allclose(urns.var(0), variance, rtol=0.1)
+
+
+def test_sequences_follow_their_urns():
+    urns = torch.tensor([[0.0, 0.3, 0.7, 0.0], [0.6, 0.0, 0.0, 0.4], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
+    sequences, urn = experiment.sample_sequences(urns, 60000, 5, torch.Generator().manual_seed(3))
+    assert sequences.dtype == torch.int64 and sequences.shape == (60000, 5) and urn.shape == (60000,)
+    np.testing.assert_allclose(np.bincount(urn) / 60000, 1 / 3, atol=0.01)
+    for d in range(3):
+        for draw in range(5):
+            seen = np.bincount(sequences[urn == d, draw], minlength=4) / int((urn == d).sum())
+            assert (seen[urns[d].numpy() == 0] == 0).all()
+            np.testing.assert_allclose(seen, urns[d], atol=5 * math.sqrt(0.25 / 20000))
+        pair = (sequences[urn == d, 0] == sequences[urn == d, 1]).double().mean()  # draws are independent given the urn
+        assert pair.item() == pytest.approx((urns[d] ** 2).sum().item(), abs=0.02)
+
+
+def random_decoder(config: Config) -> experiment.Model:
+    torch.manual_seed(0)
+    model = experiment.Model(config)
+    for parameter in model.parameters():  # far from initialization, so that every path matters
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.double()
+
+
+@pytest.mark.parametrize("embedding", ["gaussian", "permutation", "fixed"])
+def test_relabelling_colors_relabels_the_logits_only_if_lex_invariant(embedding):
+    config = Config(embedding=embedding, d_model=32)
+    model, order = random_decoder(config), torch.tensor([2, 0, 3, 1])
+    tokens = torch.randint(4, (6, 7), generator=torch.Generator().manual_seed(1))
+    codes = model.embeddings.draw(6, torch.Generator().manual_seed(2))
+    if embedding == "gaussian":
+        codes = codes.double()
+    logits = model(tokens, codes)
+    relabelled_codes = codes if embedding == "fixed" else codes[:, order.argsort()]
+    relabelled = model(order[tokens], relabelled_codes)[..., order]
+    assert torch.allclose(relabelled, logits, atol=1e-10) == (embedding != "fixed")
+
+
+@pytest.mark.parametrize("embedding", ["gaussian", "permutation"])
+def test_every_sequence_has_its_own_embeddings(embedding):
+    model = experiment.Model(Config(embedding=embedding))
+    codes = model.embeddings.draw(500, torch.Generator().manual_seed(0))
+    matrices = model.embeddings(codes)
+    assert matrices.shape == (500, 4, 128)
+    if embedding == "gaussian":
+        assert abs(matrices.mean()) < 0.01 and abs(matrices.std() - 1) < 0.01
+        assert len({matrix.sum().item() for matrix in matrices}) == 500
+        assert not any("table" in name for name, _ in model.named_parameters())
+    else:
+        orders, counts = codes.unique(dim=0, return_counts=True)
+        assert len(orders) == 24 and counts.max() < 60
+        assert (codes.sort(1).values == torch.arange(4)).all()
+
+
+def test_causality():
+    model = random_decoder(Config(d_model=32))
+    tokens = torch.randint(4, (3, 7), generator=torch.Generator().manual_seed(1))
+    codes = model.embeddings.draw(3, torch.Generator().manual_seed(2)).double()
+    logits = model(tokens, codes)
+    for t in range(7):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % 4
+        difference = (model(changed, codes) - logits).abs().amax((0, 2))
+        assert (difference[:t] == 0).all()
+        assert (difference[t:] > 0).all()
+
+
+def test_decoder_is_the_textbook_one():
+    """Against PyTorch's own encoder layers with a causal mask and the same weights."""
+    config = Config(d_model=32)
+    model = random_decoder(config).decoder
+    layers = []
+    for block in model.blocks:
+        layer = torch.nn.TransformerEncoderLayer(
+            32, 4, 128, 0.0, "gelu", batch_first=True, norm_first=True, bias=False, dtype=torch.float64
+        )
+        layer.self_attn.in_proj_weight.data = block.qkv.weight.data
+        layer.self_attn.out_proj.weight.data = block.attention_out.weight.data
+        layer.linear1.weight.data, layer.linear2.weight.data = block.mlp_in.weight.data, block.mlp_out.weight.data
+        layer.norm1.weight.data, layer.norm2.weight.data = block.attention_norm.weight.data, block.mlp_norm.weight.data
+        layers.append(layer)
+    tokens = torch.randint(4, (5, 7))
+    embeddings = torch.randn(5, 4, 32, dtype=torch.float64)
+    x = torch.stack([embeddings[b, tokens[b]] for b in range(5)]) + model.positions[:7]
+    for layer in layers:
+        x = layer(x, torch.nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64))
+    x = torch.nn.functional.layer_norm(x, (32,), model.norm.weight)
+    logits = torch.einsum("btd,bmd->btm", x, embeddings) / math.sqrt(32)
+    torch.testing.assert_close(model(tokens, embeddings), logits)
+
+
+def test_loss_is_cross_entropy_over_all_next_draws():
+    logits, tokens = torch.randn(3, 5, 7, 4), torch.randint(4, (3, 5, 8))
+    for e in range(3):
+        wanted = torch.nn.functional.cross_entropy(logits[e].reshape(-1, 4), tokens[e, :, 1:].reshape(-1))
+        torch.testing.assert_close(experiment.next_draw_loss(logits, tokens)[e], wanted)
+
+
+def softened(contexts: torch.Tensor) -> torch.Tensor:
+    return experiment.posterior_mean_predictor(contexts, 4, 3.0)
+
+
+@pytest.mark.parametrize("kind", ["exact_", "exact_fresh_"])
+def test_exact_expectation_is_the_average_over_very_many_sampled_contexts(kind):
+    config = Config(alpha=0.7, seq_len=6)
+    bed = TestBed(config, 4, 1)
+    assert bed.weights[kind].sum().item() == pytest.approx(1, abs=1e-12)
+    exact = bed.expect(softened(bed.contexts), bed.weights[kind])
+
+    rng, n = np.random.default_rng(5), 200_000
+    urns = bed.urns.numpy()[rng.integers(4, size=n)] if kind == "exact_" else rng.dirichlet([0.7] * 4, size=n)
+    contexts = torch.from_numpy((rng.random((n, 5, 1)) > urns.cumsum(1)[:, None, :3]).sum(2))
+    ideals = {
+        "kl_to_g": experiment.counting_predictor(contexts, 4),
+        "kl_to_m": experiment.memorizing_predictor(contexts, bed.urns),
+        "kl_to_posterior_mean": experiment.posterior_mean_predictor(contexts, 4, 0.7),
+        "kl_to_orbit": experiment.orbit_memorizing_predictor(contexts, bed.urns),
+    }
+    for key, ideal in ideals.items():
+        values = experiment.kl_divergence(ideal, softened(contexts)).numpy()
+        assert abs(values.mean() - exact[key]) < 5 * values.std() / math.sqrt(n), key
+
+
+def test_sampled_expectation_is_the_plain_mean_over_the_test_contexts():
+    config = Config(n_test=50)
+    bed = TestBed(config, 8, 0)
+    P = softened(bed.contexts)
+    numbers = bed.measure(P)
+    G, M, S = (bed.ideals[key][:50] for key in ("g", "m", "posterior_mean"))
+    kl = experiment.kl_divergence
+    assert numbers["kl_to_g"] == pytest.approx(kl(G, P[:50]).mean().item())
+    assert numbers["relative_divergence"] == pytest.approx(
+        numbers["kl_to_g"] / (numbers["kl_to_g"] + numbers["kl_to_m"])
+    )
+
+    def J(a, b):
+        return ((kl(a, b) + kl(b, a)) / 2).mean().item()
+
+    r = (J(P[:50], S) - J(P[:50], M)) / J(S, M)
+    assert numbers["d_rel"] == pytest.approx(min(max((r + 1) / 2, 0), 1))
+    fresh_S = bed.ideals["posterior_mean"][50:100]
+    assert numbers["fresh_kl_to_posterior_mean"] == pytest.approx(kl(fresh_S, P[50:100]).mean().item())
+
+
+def test_reference_is_what_each_ideal_predictor_would_score():
+    bed = TestBed(Config(n_test=8), 4, 0)
+    assert bed.reference["memorizing"]["relative_divergence"] == 1
+    assert bed.reference["memorizing"]["kl_to_m"] == 0
+    assert bed.reference["posterior_mean"]["relative_divergence_posterior_mean"] == 0
+    assert bed.reference["posterior_mean"]["d_rel"] == 0
+    total = 0.0  # one reference number by an independent sum over all contexts
+    for context in itertools.product(range(4), repeat=7):
+        probability = np.prod(bed.urns.numpy()[:, list(context)], axis=1).mean()
+        counts = np.bincount(context, minlength=4)
+        g, s = counts / 7, (counts + 1) / 11
+        total += probability * sum(g[k] * math.log(g[k] / s[k]) for k in range(4) if g[k])
+    assert bed.reference["posterior_mean"]["kl_to_g"] == pytest.approx(total, rel=1e-10)
+
+
+def test_exact_evaluation_switches_itself_off():
+    bed = TestBed(Config(seq_len=10, n_test=8), 4, 0)
+    assert not any("exact" in key for key in bed.measure(softened(bed.contexts)))
+    assert set(bed.reference) == {"posterior_mean", "orbit", "memorizing"}
+
+
+def test_a_stacked_ensemble_is_the_same_arithmetic_as_one_model_after_the_other():
+    for embedding in ("gaussian", "permutation", "fixed"):
+        config = Config(embedding=embedding, n_layers=2, d_model=32, tasks=(2, 4, 8), steps=(40,), n_test=8, seq_len=5)
+        together = Ensemble(config, plan_trajectories(config), CPU, stacked=True)
+        losses, stop = together.advance(40, threading.Event()), threading.Event()
+        for member, trajectory in enumerate(plan_trajectories(config)):
+            alone = Ensemble(config, [trajectory], CPU, stacked=False)
+            torch.testing.assert_close(alone.advance(40, stop)[:, 0], losses[:, member], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(alone.predict()[0], together.predict()[member], rtol=1e-4, atol=1e-6)
+            for name, tensors in alone.state(0).items():
+                for key, value in tensors.items():
+                    torch.testing.assert_close(together.state(member)[name][key], value, rtol=1e-3, atol=1e-6)
+
+
+def test_one_update_is_adamw_as_published():
+    """One step from a known gradient, by the formulas of Loshchilov & Hutter 2019."""
+    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(1,), n_test=4, lr=0.01, weight_decay=0.1, seq_len=4)
+    ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=False)
+    before = {name: p.detach().clone() for name, p in ensemble.params.items()}
+    ensemble.advance(1, threading.Event())
+    for name, p in ensemble.params.items():
+        g = p.grad
+        wanted = before[name] * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(p.detach(), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_names_d_seed_and_step():
+    config = Config(n_layers=1, d_model=16, tasks=(4,), steps=(50,), n_test=4, seq_len=4)
+    ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=False)
+    ensemble.advance(7, threading.Event())
+    ensemble.params["decoder.norm.weight"].data.fill_(math.nan)
+    with pytest.raises(experiment.NotFiniteError, match="D=4, seed=0, step=8$"):
+        ensemble.advance(20, threading.Event())
+
+
+def test_ensembles_are_split_when_memory_is_short(monkeypatch, capsys):
+    config = Config(tasks=(2, 4, 8), seeds=2, steps=(10,), n_test=4, seq_len=4, n_layers=1, d_model=16)
+    trajectories = plan_trajectories(config)
+    one = experiment.bytes_per_member(config)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(4.2 * one / 0.8), 10**12))
+    assert [len(group) for group in experiment.plan_ensembles(config, trajectories, torch.device("cuda"))] == [4, 2]
+    assert "groups" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**12, 10**12))
+    assert [len(group) for group in experiment.plan_ensembles(config, trajectories, torch.device("cuda"))] == [6]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_graph_agrees_with_the_cpu_and_with_every_ensemble():
+    config = Config(tasks=(2, 4), steps=(150,), n_test=8, embedding="permutation")
+    gpu, stop = torch.device("cuda", 0), threading.Event()
+
+    def losses(trajectories, device):
+        ensemble = Ensemble(config, trajectories, device, stacked=device.type == "cuda")
+        return torch.cat([ensemble.advance(100, stop), ensemble.advance(50, stop)])
+
+    together = losses(plan_trajectories(config), gpu)
+    for member in range(2):
+        alone = losses(plan_trajectories(config)[member : member + 1], gpu)[:, 0]
+        torch.testing.assert_close(alone, together[:, member], rtol=1e-3, atol=1e-3)
+
+
+def test_the_ordinary_transformer_learns_to_memorize(tmp_path):
+    done = launch("--embedding", "fixed", "--tasks", 4, "--steps", 1000, "--device", "cpu", "--out_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (cell,) = json.loads((tmp_path / "all_results.json").read_text())["cells"]
+    assert cell["exact_kl_to_m"] < 0.05
+    assert cell["exact_relative_divergence"] > 0.85
