@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Training speed: a plain textbook loop, this repository's trainer and the matrix-product floor, side by side.
+
+    python benchmarks/throughput.py                  # this machine's CPU, about five minutes
+    python benchmarks/throughput.py --device cuda    # also times whole runs of experiment.py
+
+The variants take turns; every figure is the median over the rounds, every ratio the median of the rounds' own ratios,
+so that a machine whose speed drifts does not favor one of them.
+"""
+
+import argparse
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from experiment import Config, Ensemble, cpu_count, plan_ensembles, plan_trajectories, sample_sequences, sample_urns
+
+
+class PlainModel(nn.Module):
+    """The same architecture from PyTorch's own layers."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            c.d_model, c.n_heads, 4 * c.d_model, 0.0, "gelu", batch_first=True, norm_first=True, bias=False
+        )
+        self.blocks = nn.TransformerEncoder(layer, c.n_layers, nn.LayerNorm(c.d_model), enable_nested_tensor=False)
+        self.positions = nn.Parameter(0.02 * torch.randn(c.seq_len, c.d_model))
+        mask = nn.Transformer.generate_square_subsequent_mask(c.seq_len - 1)
+        self.register_buffer("mask", mask)
+
+    def forward(self, tokens, embeddings):
+        x = embeddings[torch.arange(len(tokens), device=tokens.device)[:, None], tokens]
+        x = self.blocks(x + self.positions[: tokens.shape[1]], mask=self.mask, is_causal=True)
+        return x @ embeddings.transpose(1, 2) / math.sqrt(x.shape[-1])
+
+
+class PlainLoop:
+    """One model, one batch after the other, as a first script would do it."""
+
+    def __init__(self, c: Config, device: torch.device):
+        self.c, self.device = c, device
+        self.generator = torch.Generator().manual_seed(0)
+        self.urns = sample_urns(c.tasks[0], c.n_colors, c.alpha, self.generator)
+        self.model = PlainModel(c).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=c.lr, weight_decay=c.weight_decay)
+
+    def train(self, n_steps: int) -> None:
+        c = self.c
+        for _ in range(n_steps):
+            tokens = sample_sequences(self.urns, c.batch_size, c.seq_len, self.generator)[0].to(self.device)
+            embeddings = torch.randn(c.batch_size, c.n_colors, c.d_model, device=self.device)
+            logits = self.model(tokens[:, :-1], embeddings)
+            loss = nn.functional.cross_entropy(logits.reshape(-1, c.n_colors), tokens[:, 1:].reshape(-1))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+
+def matrix_products(c: Config, n_models: int, device: torch.device):
+    """A function that does one step's matrix products of n_models models, forward and backward, and nothing else."""
+    d, tokens = c.d_model, c.batch_size * (c.seq_len - 1)
+    shapes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)]
+    batch = (n_models,) if n_models > 1 else ()
+    operands = [
+        (torch.randn(*batch, tokens, k), torch.randn(*batch, n, k), torch.randn(*batch, tokens, n)) for k, n in shapes
+    ]
+    operands = [tuple(x.to(device) for x in group) for group in operands]
+
+    def step():
+        for _ in range(c.n_layers):
+            for x, w, g in operands:
+                x @ w.mT  # forward
+                g @ w  # gradient of the input
+                g.mT @ x  # gradient of the weight
+
+    return step
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=30, help="steps of every model per round and variant")
+    options = parser.parse_args()
+    device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+    c, steps = Config(device=options.device), options.steps
+    threads, stop = torch.get_num_threads(), threading.Event()
+
+    groups = plan_ensembles(c, plan_trajectories(c), device)
+    ensembles = [Ensemble(c, group, device, stacked=device.type == "cuda") for group in groups]
+    n_models = sum(map(len, groups))
+    workers = min(cpu_count(), len(groups)) if device.type == "cpu" else 1
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    plain, products = PlainLoop(c, device), [matrix_products(c, len(group), device) for group in groups]
+
+    def advance(ensemble):
+        left = steps
+        while left:
+            part = min(left, 100 - ensemble.step % 100)  # up to the next chunk of draws
+            ensemble.advance(part, stop)
+            left -= part
+
+    def seconds(action) -> float:
+        """Of one step of one model."""
+        torch.set_num_threads(threads)
+        started = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / steps
+
+    def floor():
+        list(pool.map(lambda step: [step() for _ in range(steps)], products))
+
+    variants = {
+        "plain loop": lambda: seconds(lambda: plain.train(steps)),
+        "this trainer": lambda: seconds(lambda: list(pool.map(advance, ensembles))) / n_models,
+        "matrix products": lambda: seconds(floor) / n_models,
+    }
+    for variant in variants.values():  # warm up
+        variant()
+    times = {name: [] for name in variants}
+    for _ in range(options.rounds):
+        for name, variant in variants.items():
+            times[name].append(variant())
+    evaluation = (
+        statistics.median(seconds(lambda: list(pool.map(Ensemble.predict, ensembles))) for _ in range(2)) * steps
+    )
+
+    def ratio(a, b):
+        return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
+
+    median = {name: statistics.median(values) for name, values in times.items()}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_count()} CPU cores"
+    points = len(plan_trajectories(c)[0].measured_steps())
+    ours = median["this trainer"] * n_models * max(c.steps) + evaluation * points
+    scratch = median["plain loop"] * len(c.tasks) * sum(c.steps)
+    print(f"{name}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")
+    for variant, value in median.items():
+        spread = f"{1e3 * min(times[variant]):.2f} to {1e3 * max(times[variant]):.2f}"
+        print(f"{variant:16} {1 / value:8.1f} model steps/s   {1e3 * value:7.2f} ms/model step ({spread})")
+    flops = 6 * 12 * c.d_model**2 * c.batch_size * (c.seq_len - 1) * c.n_layers
+    print(f"floor_gflops_per_second: {flops / median['matrix products'] / 1e9:.0f}")
+    print(f"steps_ratio_this_to_plain: {ratio('plain loop', 'this trainer'):.2f}")
+    print(f"step_time_over_floor: {ratio('this trainer', 'matrix products'):.2f}")
+    print(f"default_grid_minutes_plain: {scratch / 60:.1f}")
+    print(f"default_grid_minutes_this: {ours / 60:.1f} ({evaluation * points / 60:.1f} of them evaluation)")
+    print(f"default_grid_ratio: {scratch / ours:.2f}")
+
+    if device.type == "cuda":
+        wall = {}
+        for seeds in (1, 8):
+            with tempfile.TemporaryDirectory() as folder:
+                script = Path(__file__).parent.parent / "experiment.py"
+                command = [sys.executable, str(script), "--device", "cuda", "--seeds", str(seeds)]
+                started = time.perf_counter()
+                subprocess.run([*command, "--out_dir", f"{folder}/run"], check=True, stdout=subprocess.DEVNULL)
+                wall[seeds] = time.perf_counter() - started
+            print(f"whole_run_seconds_{seeds}_seeds: {wall[seeds]:.1f}")
+        print(f"whole_run_ratio_8_seeds_to_1: {wall[8] / wall[1]:.2f}")
+        print(f"whole_run_ratio_plain_to_this: {scratch / wall[1]:.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
