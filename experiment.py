@@ -123,6 +123,19 @@ def sample_urns(n_tasks: int, n_colors: int, alpha: float, generator: torch.Gene
     return torch.from_numpy(np.random.default_rng(seed).dirichlet([alpha] * n_colors, size=n_tasks))
 
 
+def color_counts(contexts: torch.Tensor, n_colors: int) -> torch.Tensor:
+    """How often each color occurs in each context: [n, C] int64 -> [n, m] float64."""
+    return F.one_hot(contexts, n_colors).sum(1).double()
+
+
+def posterior_mean_predictor(contexts: torch.Tensor, n_colors: int, alpha: float) -> torch.Tensor:
+    """S, the Bayes-optimal generalizer: (n_k + alpha) / (C + m alpha), the mean of the posterior. [n, C] -> [n, m].
+
+    This and sample_urns are the two faces of the prior: whoever changes one changes the other.
+    """
+    return (color_counts(contexts, n_colors) + alpha) / (contexts.shape[1] + n_colors * alpha)
+
+
 def sample_sequences(urns: torch.Tensor, n: int, length: int, generator: torch.Generator):
     """n sequences of `length` draws [n, length] int64, each from its own urn [n], uniform over the urns [D, m]."""
     urn = torch.randint(len(urns), (n,), generator=generator, device=generator.device)
@@ -234,19 +247,9 @@ class Model(nn.Module):
 # ==== Ideal predictors ================================================================================================
 
 
-def color_counts(contexts: torch.Tensor, n_colors: int) -> torch.Tensor:
-    """How often each color occurs in each context: [n, C] int64 -> [n, m] float64."""
-    return F.one_hot(contexts, n_colors).sum(1).double()
-
-
 def counting_predictor(contexts: torch.Tensor, n_colors: int) -> torch.Tensor:
     """G, the requested generalizer: relative frequencies n_k / C. [n, C] -> [n, m] float64."""
     return color_counts(contexts, n_colors) / contexts.shape[1]
-
-
-def posterior_mean_predictor(contexts: torch.Tensor, n_colors: int, alpha: float) -> torch.Tensor:
-    """S, the Bayes-optimal generalizer: (n_k + alpha) / (C + m alpha), the mean of the Dirichlet posterior. [n, m]."""
-    return (color_counts(contexts, n_colors) + alpha) / (contexts.shape[1] + n_colors * alpha)
 
 
 def memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
@@ -296,7 +299,7 @@ class TestBed:
     ""             n_test contexts sampled from the D urns, as requested
     "fresh_"       n_test contexts sampled from urns of the same prior that no model has seen
     "exact_"       every context, weighted by its probability under the mixture of the D urns
-    "exact_fresh_" every context, weighted by its probability under the prior (Dirichlet-multinomial)
+    "exact_fresh_" every context, weighted by its probability under the prior: draw by draw, S of the draws before
     """
 
     def __init__(self, config: Config, n_tasks: int, seed: int):
@@ -311,11 +314,12 @@ class TestBed:
         sampled = torch.full((n,), 1 / n, dtype=torch.float64)
         self.weights = {"": F.pad(sampled, (0, n + len(exact))), "fresh_": F.pad(sampled, (n, len(exact)))}
         if len(exact):
-            counts = color_counts(exact, m)
-            likelihood = (self.urns.double() ** counts[:, None]).prod(2).mean(1)
-            prior = math.lgamma(m * alpha) - math.lgamma(m * alpha + C) - m * math.lgamma(alpha)
+            likelihood = (self.urns ** color_counts(exact, m)[:, None]).prod(2).mean(1)
+            predictive = [
+                posterior_mean_predictor(exact[:, :t], m, alpha).gather(1, exact[:, t : t + 1]) for t in range(C)
+            ]
             self.weights["exact_"] = F.pad(likelihood, (2 * n, 0))
-            self.weights["exact_fresh_"] = F.pad(((counts + alpha).lgamma().sum(1) + prior).exp(), (2 * n, 0))
+            self.weights["exact_fresh_"] = F.pad(torch.cat(predictive, 1).prod(1), (2 * n, 0))
 
         self.ideals = {
             "g": counting_predictor(self.contexts, m),
@@ -443,11 +447,11 @@ class Ensemble:
         self.model, self.params = models[0], dict(models[0].named_parameters())
         if stacked:
             self.params = torch.func.stack_module_state(models)[0]
-        # A graph reads the learning rate from the device; AdamW on stacked parameters is AdamW on each of them.
-        self.lr = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
+        # AdamW on stacked parameters is AdamW on each of them. A graph reads its learning rate from the device.
+        self.lr = config.lr
         self.optimizer = torch.optim.AdamW(
             self.params.values(),
-            lr=self.lr,
+            lr=torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr,
             weight_decay=config.weight_decay,
             fused=True,
             capturable=device.type == "cuda",
@@ -593,7 +597,7 @@ def plan_ensembles(config: Config, trajectories: list[Trajectory], device: torch
 
 def train(config: Config, group: list[Trajectory], device: torch.device, run: "RunDirectory", progress, stop) -> None:
     """Train a group of trajectories to their last N, or until stop is set; measure and checkpoint on the way."""
-    if group[0].step == max(group[0].n_steps):
+    if stop.is_set() or group[0].step == max(group[0].n_steps):
         return
     ensemble = Ensemble(config, group, device, stacked=device.type == "cuda")
     if group[0].step:
@@ -619,10 +623,15 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
             if stop.is_set():
                 return
     except Exception as error:
-        N = min(N for N in group[0].n_steps if N > group[0].step)
+        N = min(N for N in group[0].n_steps if N >= group[0].step)
         cells = ", ".join(f"D{trajectory.n_tasks}_N{N} (seed {trajectory.seed})" for trajectory in group[:4])
         error.add_note(f"in cell {cells}, after step {ensemble.step}")
         raise
+
+
+# What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
+YARDSTICK = (color_counts, counting_predictor, posterior_mean_predictor, memorizing_predictor)
+YARDSTICK += (orbit_memorizing_predictor, kl_divergence, relative_divergence, TestBed, Ensemble.predict)
 
 
 # ==== Run directory ===================================================================================================
@@ -812,8 +821,12 @@ class Progress:
             loss = np.mean(losses) if new else math.nan
             self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             self.bar.update(new)
-            if self.bar.disable and not self.silent and 20 * self.done // self.total > 20 * before // self.total:
-                left = (time.monotonic() - self.started) / self.trained * (self.total - self.done) / 60
+            if self.silent or not self.bar.disable or not new:
+                return
+            left = (time.monotonic() - self.started) / self.trained * (self.total - self.done) / 60
+            if self.trained == new:
+                print(f"expected to take {left:.1f} min for {self.total - before} model steps", flush=True)
+            if 20 * self.done // self.total > 20 * before // self.total:
                 print(f"progress: {self.done} of {self.total} steps, loss {loss:.3f}, {left:.1f} min left", flush=True)
 
 
@@ -959,6 +972,7 @@ def run_study(argv: list[str]) -> int:
         "device": device.type,
         "device_name": cuda_name or f"{platform.machine()}, {cpu_count()} cores",
         "script_sha256": run.fingerprint["script_sha256"],
+        "yardstick_sha256": hashlib.sha256("".join(map(inspect.getsource, YARDSTICK)).encode()).hexdigest(),
     }
     seconds = time.monotonic() - training_started
     timing = {
