@@ -89,7 +89,7 @@ def draw_cells(axes: plt.Axes, mean: np.ndarray, stderr: np.ndarray, rows: list,
     return image
 
 
-def draw_heatmap(results: dict, title: str) -> plt.Figure:
+def draw_heatmap(results: dict, title: str, warning: str = "") -> plt.Figure:
     """The D x N maps of the relative divergence, against G as requested and against S, each with what the ideal
     predictors would score in the model's place. Cells far from every ideal predictor are framed."""
     rows, columns = sorted(results["config"]["tasks"]), sorted(results["config"]["steps"])
@@ -131,7 +131,7 @@ def draw_heatmap(results: dict, title: str) -> plt.Figure:
     if missing:
         notes += f"; hatched: {missing} of {len(rows) * len(columns)} cells missing"
         print(f"{title}: {missing} of {len(rows) * len(columns)} cells are missing, drawn hatched")
-    figure.suptitle(f"{title}: does the model generalize or memorize?", fontsize=12)
+    figure.suptitle(f"{title}: does the model generalize or memorize?{warning}", fontsize=12)
     figure.supxlabel(notes, fontsize=8)
     return figure
 
@@ -144,20 +144,25 @@ def main(argv: list[str] | None = None) -> int:
     for name in labels if runs else ():
         if name not in {path.name for path in runs}:
             print(f"{name}: in labels, but there is no such run here")
-    drawn = 0
-    for path in runs:
-        results = read_run(path)
-        if results is None:
-            continue
+    results = {path: read_run(path) for path in runs}
+    results = {path: run for path, run in results.items() if run is not None}
+    yardsticks = [run.get("environment", {}).get("yardstick_sha256") for run in results.values()]
+    for (path, run), yardstick in zip(results.items(), yardsticks, strict=True):
+        warning = ""
+        if yardstick != yardsticks[0]:
+            first = next(iter(results)).name
+            warning = f"\nmeasured with another yardstick than {first}: do not compare the numbers"
+            print(
+                f"{path}: measured with another yardstick (yardstick_sha256) than {first}: do not compare the numbers"
+            )
+        figure = draw_heatmap(run, labels.get(path.name, path.name), warning)
         target = path.parent / f"heatmap_{path.resolve().name}.png"
-        figure = draw_heatmap(results, labels.get(path.name, path.name))
         figure.savefig(target, dpi=150)
         plt.close(figure)
         print(target)
-        drawn += 1
-    if not drawn:
+    if not results:
         print(f"plot.py: no run to draw in {folder or 'this folder or results/'}", file=sys.stderr)
-    return 0 if drawn else 1
+    return 0 if results else 1
 
 
 if __name__ == "__main__":

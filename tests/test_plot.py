@@ -130,7 +130,7 @@ def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatc
     write(tmp_path, "run_0", results())
     titles = []
     draw = plot.draw_heatmap
-    monkeypatch.setattr(plot, "draw_heatmap", lambda run, title: titles.append(title) or draw(run, title))
+    monkeypatch.setattr(plot, "draw_heatmap", lambda run, title, warning: titles.append(title) or draw(run, title))
     assert plot.main([str(tmp_path)]) == 0
     assert titles == ["my idea"]
     assert [line for line in capsys.readouterr().out.splitlines() if "run_7" in line] != []
@@ -142,3 +142,13 @@ def test_damaged_json_is_skipped(tmp_path, content, capsys):
     (tmp_path / "run_0" / "all_results.json").write_text(content)
     assert plot.main([str(tmp_path)]) == 1
     assert "skipped" in capsys.readouterr().out
+
+
+def test_runs_measured_with_another_yardstick_are_marked(tmp_path, monkeypatch, capsys):
+    warnings, draw = [], plot.draw_heatmap
+    monkeypatch.setattr(plot, "draw_heatmap", lambda *arguments: warnings.append(arguments[2]) or draw(*arguments))
+    for name, yardstick in {"run_0": "a", "run_1": "a", "run_2": "b"}.items():
+        write(tmp_path, name, {**results(), "environment": {"yardstick_sha256": yardstick}})
+    assert plot.main([str(tmp_path)]) == 0
+    assert warnings[:2] == ["", ""] and "another yardstick than run_0" in warnings[2]
+    assert "run_2: measured with another yardstick" in capsys.readouterr().out

@@ -1,0 +1,178 @@
+"""Edit-and-run loops: scripted edits of a copy, run, read and plotted with the loops' own command lines."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SMALL = {
+    "tasks: tuple[int, ...] = (4, 8, 16, 32)": "tasks: tuple[int, ...] = (2, 4)",
+    "steps: tuple[int, ...] = (1000, 5000, 10000, 20000)": "steps: tuple[int, ...] = (20, 60)",
+    "n_layers: int = 4": "n_layers: int = 2",
+    "d_model: int = 128": "d_model: int = 32",
+    "n_test: int = 256": "n_test: int = 32",
+    "batch_size: int = 64": "batch_size: int = 16",
+    "seq_len: int = 8": "seq_len: int = 5",
+    "lr: float = 1e-4": "lr: float = 1e-2",
+    'device: str = "auto"': 'device: str = "cpu"',
+}
+GELU = "F.gelu(self.mlp_in(self.mlp_norm(x)))"
+BLOCKS = "nn.ModuleList(Block(config) for _ in range(config.n_layers))"
+SCHEDULE = {"    return config.lr\n": "    return config.lr * (1 + math.cos(math.pi * step / n_steps)) / 2\n"}
+EDITS = {
+    "ReLU squared": {GELU: "F.relu(self.mlp_in(self.mlp_norm(x))).square()"},
+    "tied layers": {BLOCKS: "nn.ModuleList([Block(config)] * config.n_layers)"},
+    "cosine schedule": SCHEDULE,
+    "another optimizer": {"torch.optim.AdamW(": "torch.optim.NAdam(", "            fused=True,\n": ""},
+    "mixture of two concentrations": {
+        "    return torch.from_numpy(np.random.default_rng(seed).dirichlet([alpha] * n_colors, size=n_tasks))\n": """
+    rng = np.random.default_rng(seed)
+    rows = [rng.dirichlet([rng.choice([0.2, 5.0]) * alpha] * n_colors) for _ in range(n_tasks)]
+    return torch.from_numpy(np.stack(rows))
+""",
+        "    return (color_counts(contexts, n_colors) + alpha) / (contexts.shape[1] + n_colors * alpha)\n": """
+    n, C, alphas = color_counts(contexts, n_colors), contexts.shape[1], torch.tensor([0.2, 5.0]) * alpha
+    a, total = alphas.double()[:, None], C + n_colors * alphas.double()[:, None]
+    evidence = (n[None] + a[..., None]).lgamma().sum(2) - n_colors * a.lgamma() - total.lgamma()
+    weights = (evidence + (n_colors * a).lgamma()).softmax(0)
+    return (weights[..., None] * (n[None] + a[..., None]) / total[..., None]).sum(0)
+""",
+    },
+    "eight colors, context of 16": {
+        "n_colors: int = 4": "n_colors: int = 8",
+        "seq_len: int = 5": "seq_len: int = 17",
+    },
+}
+
+
+def edit(script: Path, replacements: dict[str, str]) -> None:
+    text = script.read_text()
+    for old, new in replacements.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    script.write_text(text)
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    """As the loops do: python, the folder as working directory, standard error captured, a timeout."""
+    return subprocess.run([sys.executable, *command], cwd=folder, stderr=subprocess.PIPE, text=True, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """A copy of the repository with a small default grid and its baseline in run_0."""
+    folder = tmp_path_factory.mktemp("template")
+    for name in ("experiment.py", "plot.py", "prompt.json", "seed_ideas.json"):
+        shutil.copy(ROOT / name, folder)
+    edit(folder / "experiment.py", SMALL)
+    assert run(folder, "experiment.py", "--out_dir=run_0").returncode == 0
+    return folder
+
+
+def copy_of(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_of_at_most_15_lines_gives_another_sound_result(template, tmp_path, name):
+    assert sum(text.count("\n") or 1 for text in EDITS[name].values()) <= 15
+    folder = copy_of(template, tmp_path)
+    edit(folder / "experiment.py", EDITS[name])
+    done = run(folder, "experiment.py", "--out_dir=run_1")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    baseline = json.loads((folder / "run_0" / "final_info.json").read_text())
+    final_info = json.loads((folder / "run_1" / "final_info.json").read_text())
+    assert list(final_info) == list(baseline)
+    for cell in final_info:
+        assert final_info[cell]["means"] != baseline[cell]["means"]
+        assert all(value >= 0 for value in final_info[cell]["means"].values())
+    results = json.loads((folder / "run_1" / "all_results.json").read_text())
+    for cell in results["cells"]:
+        assert ("exact_relative_divergence" in cell) == (name != "eight colors, context of 16")
+        assert cell["reference"]["posterior_mean"]["kl_to_posterior_mean"] == pytest.approx(0, abs=1e-12)
+        if "exact_fresh_kl_to_m" in cell:  # S is the best generalizer: on fresh urns no predictor of it comes closer
+            assert cell["exact_fresh_kl_to_m"] > 0
+
+
+def test_the_edited_prior_is_consistent(template, tmp_path):
+    folder = copy_of(template, tmp_path)
+    edit(folder / "experiment.py", EDITS["mixture of two concentrations"])
+    check = """
+import torch, experiment as e
+config = e.Config()
+bed = e.TestBed(config, 4, 0)
+assert abs(bed.weights["exact_fresh_"].sum() - 1) < 1e-12
+urns = e.sample_urns(200000, 4, config.alpha, torch.Generator().manual_seed(1))
+x = torch.tensor([[0, 0, 1, 0]])
+likelihood = urns[:, x[0]].prod(1)
+wanted = (likelihood[:, None] * urns).sum(0) / likelihood.sum()
+assert torch.allclose(e.posterior_mean_predictor(x, 4, config.alpha)[0], wanted, atol=0.01)
+"""
+    assert run(folder, "-c", check).returncode == 0
+
+
+def test_a_schedule_trains_every_number_of_steps_on_its_own(template, tmp_path):
+    folder = copy_of(template, tmp_path)
+    edit(folder / "experiment.py", SCHEDULE)
+    assert run(folder, "experiment.py", "--out_dir=run_1").returncode == 0
+    assert run(folder, "experiment.py", "--out_dir=run_2", "--steps", "20").returncode == 0
+    both, alone = (json.loads((folder / f"run_{i}" / "all_results.json").read_text()) for i in (1, 2))
+    assert [t["n_steps"] for t in both["trajectories"]] == [[20], [60], [20], [60]]
+    assert [cell for cell in both["cells"] if cell["n_steps"] == 20] == alone["cells"]
+
+
+COUNT = "        self.cursor += 1\n"
+FAULTS = {
+    "in the decoder": ({"        T, d = tokens": "        self.nothing.here\n        T, d = tokens"}, "nothing"),
+    "while it trains": ({COUNT: COUNT + "        if self.cursor == 30: self.params['no such name']\n"}, "no such name"),
+    "in the evaluation": ({"    def measure(self, P": "    def measure(self, P, missing_argument"}, "missing_argument"),
+    "at import": ({"CHUNK = 100": "CHUNK = hundred"}, "hundred"),
+    "an error as long as a book": ({COUNT: "        raise ValueError('very long ' * 10000)\n"}, "very long"),
+}
+
+
+@pytest.mark.parametrize("where", FAULTS)
+def test_a_fault_is_told_within_the_end_of_standard_error(template, tmp_path, where):
+    folder = copy_of(template, tmp_path)
+    replacements, word = FAULTS[where]
+    edit(folder / "experiment.py", replacements)
+    done = run(folder, "experiment.py", "--out_dir=run_1")
+    end = done.stderr[-1500:]
+    assert done.returncode == 1
+    assert word in end and "Error" in end and "line " in end, end
+    if where not in ("at import", "an error as long as a book"):
+        assert "D2_N20" in end or "D4_N20" in end or "_N60" in end, end
+    assert not (folder / "run_1" / "final_info.json").exists()
+
+
+def test_edit_run_read_plot_twice(template, tmp_path):
+    folder = copy_of(template, tmp_path)
+    seen = [json.loads((folder / "run_0" / "final_info.json").read_text())]
+    for i, replacements in enumerate((EDITS["ReLU squared"], EDITS["tied layers"]), start=1):
+        edit(folder / "experiment.py", replacements)
+        assert run(folder, "experiment.py", f"--out_dir=run_{i}").returncode == 0
+        results = json.loads((folder / f"run_{i}" / "final_info.json").read_text())
+        means = {cell: numbers["means"] for cell, numbers in results.items()}
+        assert means["D4_N60"]["relative_divergence_mean"] != seen[-1]["D4_N60"]["means"]["relative_divergence_mean"]
+        seen.append(results)
+        labels = "".join(f'    "run_{k}": "idea {k}",\n' for k in range(i + 1))
+        text = (folder / "plot.py").read_text()
+        start = text.index("labels = {")
+        (folder / "plot.py").write_text(text[:start] + "labels = {\n" + labels + text[text.index("}", start) :])
+        assert run(folder, "plot.py").returncode == 0
+        assert len(list(folder.glob("heatmap_run_*.png"))) == i + 1
+
+
+def test_template_files_are_what_the_loops_expect():
+    prompt = json.loads((ROOT / "prompt.json").read_text())
+    assert set(prompt) == {"system", "task_description"}
+    ideas = json.loads((ROOT / "seed_ideas.json").read_text())
+    assert len(ideas) >= 6 and len({idea["Name"] for idea in ideas}) == len(ideas)
+    for idea in ideas:
+        assert list(idea) == ["Name", "Title", "Experiment", "Interestingness", "Feasibility", "Novelty"]
+        assert all(1 <= idea[key] <= 10 for key in list(idea)[3:])
+        assert idea["Name"].isidentifier() and idea["Name"] == idea["Name"].lower()
