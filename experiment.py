@@ -30,7 +30,7 @@ from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +48,13 @@ except ImportError:  # Windows: run folders are not locked
 # ==== Configuration ===================================================================================================
 
 
+class UserError(ValueError):
+    """Bad input: one line for standard error that names the flag, its value and what is allowed; exit status 2."""
+
+
 @dataclass(frozen=True)
 class Config:
-    """Every knob of the study; each is also a flag of the same name. ValueError names the flag that is out of range."""
+    """Every knob of the study; each is also a flag of the same name. UserError if one is out of range."""
 
     n_colors: int = 4  # colors m in every urn (2 to 8)
     seq_len: int = 8  # draws per sequence; the last one is predicted from the others
@@ -75,7 +79,7 @@ class Config:
             if not ok:
                 value = getattr(self, flag)
                 shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                raise ValueError(f"--{flag} {shown}: must be {allowed}")
+                raise UserError(f"--{flag} {shown}: must be {allowed}")
 
         for flag in ("tasks", "steps"):
             values = tuple(getattr(self, flag))
@@ -89,7 +93,7 @@ class Config:
         require(2 <= self.n_colors <= 8, "n_colors", "2 to 8 (predictor O sums over all n_colors! relabellings)")
         require(self.seq_len >= 2, "seq_len", "at least 2")
         require(self.seed >= 0, "seed", "at least 0")
-        require(0 < self.alpha < math.inf, "alpha", "positive and finite")
+        require(0 < self.alpha <= 1e6, "alpha", "positive, at most 1e6")
         require(self.d_model % self.n_heads == 0, "d_model", f"divisible by --n_heads {self.n_heads}")
         for flag, allowed in {
             "embedding": ("gaussian", "permutation", "fixed"),
@@ -199,7 +203,7 @@ class Block(nn.Module):
         q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 4, 1).contiguous()
         scores = k.transpose(-1, -2) @ q * (d // self.n_heads) ** -0.5 + mask
         weights = scores.movedim(-2, 0).softmax(0).movedim(0, -2)
-        return self.attention_out((v @ weights).permute(0, 3, 1, 2).reshape(B, T, d))
+        return self.attention_out((v @ weights).permute(0, 3, 1, 2).reshape(B * T, d)).view(B, T, d)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.attention_norm(x), mask)
@@ -257,15 +261,14 @@ def memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Te
 
     A context that no urn can produce keeps the uniform prior.
     """
-    urns = urns.double()
-    counts, context = color_counts(contexts, urns.shape[1]).unique(dim=0, return_inverse=True)
+    urns, counts = urns.double(), color_counts(contexts, urns.shape[1])
     log_urns = torch.where(urns > 0, urns, 1).log().T
     predictions = []
-    for block in counts.split(max(1, 2**24 // len(urns))):  # bounds the memory of the [block, D] likelihoods
+    for block in counts.split(max(1, 2**23 // len(urns))):  # bounds the memory of the [block, D] likelihoods
         log_likelihood = (block @ log_urns).masked_fill(block @ (urns == 0).double().T > 0, -math.inf)
         possible = log_likelihood.isfinite().any(1, keepdim=True)
         predictions.append(torch.where(possible, log_likelihood, 0).softmax(1) @ urns)
-    return torch.cat(predictions)[context]
+    return torch.cat(predictions)
 
 
 def orbit_memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
@@ -321,55 +324,49 @@ class TestBed:
             self.weights["exact_"] = F.pad(likelihood, (2 * n, 0))
             self.weights["exact_fresh_"] = F.pad(torch.cat(predictive, 1).prod(1), (2 * n, 0))
 
+        # The ideal predictors see only how often each color occurs: one computation for all orders of the same draws.
+        distinct, which = self.contexts.sort(1).values.unique(dim=0, return_inverse=True)
         self.ideals = {
-            "g": counting_predictor(self.contexts, m),
-            "m": memorizing_predictor(self.contexts, self.urns),
-            "posterior_mean": posterior_mean_predictor(self.contexts, m, alpha),
-            "orbit": orbit_memorizing_predictor(self.contexts, self.urns),
+            "g": counting_predictor(distinct, m)[which],
+            "m": memorizing_predictor(distinct, self.urns)[which],
+            "posterior_mean": posterior_mean_predictor(distinct, m, alpha)[which],
+            "orbit": orbit_memorizing_predictor(distinct, self.urns)[which],
         }
         best = "exact_" if len(exact) else ""
         ideals = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}
-        self.reference = {name: self.expect(self.ideals[key], self.weights[best]) for name, key in ideals.items()}
+        self.reference = {name: self.expect(self.divergences(self.ideals[key]), best) for name, key in ideals.items()}
 
-    def expect(self, P: torch.Tensor, weights: torch.Tensor) -> dict[str, float]:
-        """Expected divergences (nats) of the distributions P [n, m] from the ideal predictors under the weights [n]."""
-        used = weights > 0
-        weights, P = weights[used], P[used]
-        G, M, S, orbit = (ideal[used] for ideal in self.ideals.values())
+    def divergences(self, P: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Divergences [n] in nats of the distributions P [n, m] from the ideal predictors, context by context."""
+        kl, S, M = kl_divergence, self.ideals["posterior_mean"], self.ideals["m"]
+        divergences = {f"kl_to_{name}": kl(ideal, P) for name, ideal in self.ideals.items()}
+        for name, p, q in (("j_s", P, S), ("j_m", P, M), ("j_sm", S, M)):  # symmetrized KL
+            divergences[name] = (kl(p, q) + kl(q, p)) / 2
+        return divergences
 
-        def kl(p, q):
-            return (weights @ kl_divergence(p, q)).item()
-
-        def j(p, q):
-            return (kl(p, q) + kl(q, p)) / 2
-
-        to_g, to_m, to_s, to_orbit = kl(G, P), kl(M, P), kl(S, P), kl(orbit, P)
-        r = (j(P, S) - j(P, M)) / (j(S, M) or math.inf)
-        return {
-            "kl_to_g": to_g,
-            "kl_to_m": to_m,
-            "kl_to_posterior_mean": to_s,
-            "kl_to_orbit": to_orbit,
-            "relative_divergence": relative_divergence(to_g, to_m),
-            "relative_divergence_posterior_mean": relative_divergence(to_s, to_m),
+    def expect(self, divergences: dict[str, torch.Tensor], expectation: str) -> dict[str, float]:
+        """The numbers of one expectation: mean divergences and what follows from them."""
+        weights = self.weights[expectation]
+        mean = {k: (weights @ torch.where(weights > 0, value, 0)).item() for k, value in divergences.items()}
+        r = (mean.pop("j_s") - mean.pop("j_m")) / (mean.pop("j_sm") or math.inf)
+        if "fresh" in expectation:
+            return {key: mean[key] for key in ("kl_to_posterior_mean", "kl_to_m")}
+        return mean | {
+            "relative_divergence": relative_divergence(mean["kl_to_g"], mean["kl_to_m"]),
+            "relative_divergence_posterior_mean": relative_divergence(mean["kl_to_posterior_mean"], mean["kl_to_m"]),
             "d_rel": min(max((r + 1) / 2, 0.0), 1.0),  # Wurgaft et al. 2025
         }
 
     def measure(self, P: torch.Tensor) -> dict[str, float]:
-        """Every number of every kind of expectation for a model's distributions P [n, m] on self.contexts."""
-        numbers = {}
-        for prefix, weights in self.weights.items():
-            kept = self.expect(P, weights)
-            if "fresh" in prefix:
-                kept = {key: kept[key] for key in ("kl_to_posterior_mean", "kl_to_m")}
-            numbers |= {prefix + key: value for key, value in kept.items()}
-        return numbers
+        """Every number of every expectation for a model's distributions P [n, m] on self.contexts."""
+        divergences = self.divergences(P)
+        return {prefix + k: v for prefix in self.weights for k, v in self.expect(divergences, prefix).items()}
 
 
 # ==== Training ========================================================================================================
 
 CHUNK = 100  # training steps whose random draws are made at once: part of what defines the random streams
-EVAL_BATCH = 512  # contexts per forward pass of the evaluation
+EVAL_BATCH = {"cpu": 512, "mps": 512, "cuda": 4096}  # contexts per forward pass of the evaluation
 LOSS_WINDOW = 100  # steps that a reported training loss is the mean of
 CHECKPOINT_SECONDS = 60
 
@@ -395,8 +392,8 @@ class Trajectory:
     The state after N steps is the model trained for N steps, so one trajectory serves every N in n_steps.
     """
 
-    def __init__(self, config: Config, n_tasks: int, seed: int, n_steps: tuple[int, ...], test_bed: TestBed):
-        self.n_tasks, self.seed, self.n_steps, self.test_bed = n_tasks, seed, n_steps, test_bed
+    def __init__(self, config: Config, n_tasks: int, seed: int, n_steps: tuple[int, ...]):
+        self.config, self.n_tasks, self.seed, self.n_steps = config, n_tasks, seed, n_steps
         self.name = f"D{n_tasks}_N{max(n_steps)}_s{seed}"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.stream("initial weights").initial_seed())
@@ -405,6 +402,14 @@ class Trajectory:
         self.recent_losses: deque[float] = deque(maxlen=LOSS_WINDOW)
         self.points: list[dict] = []  # what was measured, in the order of the steps
 
+    @cached_property
+    def test_bed(self) -> TestBed:
+        return TestBed(self.config, self.n_tasks, self.seed)
+
+    def require_finite(self, values: torch.Tensor, step: int) -> None:
+        if not values.isfinite().all():
+            raise NotFiniteError(f"the loss is not finite at D={self.n_tasks}, seed={self.seed}, step={step}")
+
     def stream(self, *purpose, device="cpu") -> torch.Generator:
         return stream(self.seed, self.n_tasks, *purpose, device=device)
 
@@ -412,6 +417,11 @@ class Trajectory:
         """Every N and, for the curves, 100, 200, 300, 500, 1000, ... up to the last N."""
         curve = (k * 10**e for e in range(2, 10) for k in (1, 2, 3, 5))
         return sorted({*self.n_steps, *(step for step in curve if step < max(self.n_steps))})
+
+    def measure(self, predictions: torch.Tensor) -> None:
+        """Add a point for the model as it is, from its predictions [n, m] on the contexts of the test bed."""
+        loss = math.fsum(self.recent_losses) / len(self.recent_losses)
+        self.points.append({"step": self.step, "loss": loss, **self.test_bed.measure(predictions)})
 
     def cell(self, n_steps: int) -> dict:
         """The numbers of the model after n_steps steps, and what the ideal predictors would score in its place."""
@@ -424,12 +434,12 @@ def plan_trajectories(config: Config) -> list[Trajectory]:
     """All trajectories of the grid: one per (D, seed), or one per (D, seed, N) if the learning rate depends on N."""
     last = max(config.steps)
     shared = all(learning_rate(config, s, N) == learning_rate(config, s, last) for N in config.steps for s in range(N))
-    trajectories = []
-    for n_tasks, seed in itertools.product(config.tasks, range(config.seed, config.seed + config.seeds)):
-        test_bed = TestBed(config, n_tasks, seed)
-        for n_steps in [config.steps] if shared else [(N,) for N in config.steps]:
-            trajectories.append(Trajectory(config, n_tasks, seed, n_steps, test_bed))
-    return trajectories
+    return [
+        Trajectory(config, n_tasks, seed, n_steps)
+        for n_tasks in config.tasks
+        for seed in range(config.seed, config.seed + config.seeds)
+        for n_steps in ([config.steps] if shared else [(N,) for N in config.steps])
+    ]
 
 
 class Ensemble:
@@ -478,7 +488,8 @@ class Ensemble:
             if not self.stacked:
                 return self.model(tokens[0], codes[0])[None]
             one_model = partial(torch.func.functional_call, self.model)
-            return torch.vmap(lambda params, *inputs: one_model(params, inputs))(self.params, tokens, codes)
+            each_model = torch.vmap(lambda params, *inputs: one_model(params, inputs), randomness="different")
+            return each_model(self.params, tokens, codes)
 
     def update(self) -> None:
         """One training step of every model, on the batch under the cursor, without host synchronization."""
@@ -516,24 +527,23 @@ class Ensemble:
             draws = self.ahead.pop(chunk, None) or self.sample(chunk)
             self.tokens.copy_(draws[0])
             self.codes.copy_(draws[1])
-            self.chunk = chunk
+            self.chunk, draws = chunk, None
         self.cursor.fill_(start)
         first = self.step
         while self.step < first + n_steps and not stop.is_set():
             lr = learning_rate(self.config, self.step, self.last)
             if lr != self.lr:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = lr if isinstance(group["lr"], float) else group["lr"].fill_(lr)
+                    group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], torch.Tensor) else lr
                 self.lr = lr
             self.next_update()
             self.step += 1
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and chunk + 1 not in self.ahead and (chunk + 1) * CHUNK < self.last:
             self.ahead = {chunk + 1: self.sample(chunk + 1)}  # drawn while the GPU works
-        losses = self.losses[start : start + self.step - first].cpu()
+        losses = self.losses[start : start + self.step - first].clone().cpu()
         if not losses.isfinite().all():
             step, member = (~losses.isfinite()).nonzero()[0].tolist()
-            bad = self.trajectories[member]
-            raise NotFiniteError(f"the loss is not finite at D={bad.n_tasks}, seed={bad.seed}, step={first + step + 1}")
+            self.trajectories[member].require_finite(losses[step, member], first + step + 1)
         return losses
 
     @torch.no_grad()
@@ -541,22 +551,29 @@ class Ensemble:
         """Next-draw distributions [E, n, m] float64 on the contexts of every test bed, each with its own embeddings."""
         generators = [t.stream("evaluation embeddings", device=self.device) for t in self.trajectories]
         predictions = []
-        for contexts in torch.stack([t.test_bed.contexts for t in self.trajectories]).split(EVAL_BATCH, 1):
+        self.model.eval()
+        for contexts in torch.stack([t.test_bed.contexts for t in self.trajectories]).split(
+            EVAL_BATCH[self.device.type], 1
+        ):
             codes = torch.stack([self.model.embeddings.draw(contexts.shape[1], g) for g in generators])
             logits = self.logits(contexts.to(self.device), codes)[:, :, -1]
             predictions.append(logits.cpu().double().softmax(-1))
-        return torch.cat(predictions, 1)
+        self.model.train()
+        predictions = torch.cat(predictions, 1)
+        for trajectory, own in zip(self.trajectories, predictions, strict=True):
+            trajectory.require_finite(own, self.step)
+        return predictions
 
-    def state(self, member: int) -> dict[str, dict[str, torch.Tensor]]:
-        """Parameter and optimizer state of one member, by parameter name, on the CPU."""
-
-        def own(value, parameter):
-            return (value[member] if self.stacked and value.shape == parameter.shape else value).detach().cpu().clone()
-
-        return {
-            name: {key: own(value, p) for key, value in {"parameter": p, **self.optimizer.state[p]}.items()}
-            for name, p in self.params.items()
-        }
+    def states(self) -> list[dict[str, dict[str, torch.Tensor]]]:
+        """Parameter and optimizer state of every member, by parameter name, on the CPU."""
+        states = [{name: {} for name in self.params} for _ in self.trajectories]
+        for name, p in self.params.items():
+            for key, value in {"parameter": p, **self.optimizer.state[p]}.items():
+                value = value.detach().cpu()
+                for member, state in enumerate(states):
+                    per_member = self.stacked and value.shape == p.shape
+                    state[name][key] = (value[member] if per_member else value).clone()
+        return states
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -574,9 +591,9 @@ class Ensemble:
 def bytes_per_member(config: Config) -> int:
     """Generous estimate of one ensemble member's memory: weights and optimizer, chunks of draws, activations."""
     d, length = config.d_model, config.seq_len
-    weights = 16 * (12 * config.n_layers * d * d + (length + config.n_colors) * d)
+    weights = 24 * (12 * config.n_layers * d * d + (length + config.n_colors) * d)
     draws = 3 * CHUNK * config.batch_size * (4 * config.n_colors * d + 8 * length)
-    tokens = max(config.n_layers * config.batch_size, EVAL_BATCH) * length
+    tokens = (config.n_layers * config.batch_size + EVAL_BATCH["cuda"]) * length
     return weights + draws + 4 * tokens * (40 * d + 8 * config.n_heads * length)
 
 
@@ -595,15 +612,24 @@ def plan_ensembles(config: Config, trajectories: list[Trajectory], device: torch
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
+def prepare_thread(device: torch.device) -> None:
+    """One core and one device per thread: both are properties of a thread in PyTorch."""
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def train(config: Config, group: list[Trajectory], device: torch.device, run: "RunDirectory", progress, stop) -> None:
     """Train a group of trajectories to their last N, or until stop is set; measure and checkpoint on the way."""
     if stop.is_set() or group[0].step == max(group[0].n_steps):
         return
-    ensemble = Ensemble(config, group, device, stacked=device.type == "cuda")
-    if group[0].step:
-        ensemble.restore()
     measured, saved = group[0].measured_steps(), time.monotonic()
+    members = ThreadPoolExecutor(min(len(group), cpu_count()), initializer=prepare_thread, initargs=(device,))
     try:
+        list(members.map(lambda trajectory: trajectory.test_bed, group))  # built side by side
+        ensemble = Ensemble(config, group, device, stacked=device.type == "cuda")
+        if group[0].step:
+            ensemble.restore()
         for goal in sorted({*range(CHUNK, ensemble.last, CHUNK), *measured}):
             if goal <= ensemble.step:
                 continue
@@ -613,20 +639,19 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
                 trajectory.step = ensemble.step
                 trajectory.recent_losses.extend(values)
             if ensemble.step == goal and goal in measured:
-                for trajectory, predictions in zip(group, ensemble.predict(), strict=True):
-                    loss = math.fsum(trajectory.recent_losses) / len(trajectory.recent_losses)
-                    trajectory.points.append({"step": goal, "loss": loss, **trajectory.test_bed.measure(predictions)})
+                list(members.map(Trajectory.measure, group, ensemble.predict()))
             if stop.is_set() or goal in group[0].n_steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                for member, trajectory in enumerate(group):
-                    run.save(trajectory, ensemble.state(member))
+                list(members.map(run.save, group, ensemble.states()))
                 saved = time.monotonic()
             if stop.is_set():
                 return
     except Exception as error:
         N = min(N for N in group[0].n_steps if N >= group[0].step)
         cells = ", ".join(f"D{trajectory.n_tasks}_N{N} (seed {trajectory.seed})" for trajectory in group[:4])
-        error.add_note(f"in cell {cells}, after step {ensemble.step}")
+        error.add_note(f"in cell {cells}, after step {group[0].step}")
         raise
+    finally:
+        members.shutdown()
 
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
@@ -637,23 +662,24 @@ YARDSTICK += (orbit_memorizing_predictor, kl_divergence, relative_divergence, Te
 # ==== Run directory ===================================================================================================
 
 
-class UserError(Exception):
-    """Bad input: one line for standard error, exit status 2."""
+class WriteError(Exception):
+    """A file of the run could not be written; what was written before is intact."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write, flush and rename: a reader sees the old file or the new one, never a part of it."""
-    path.parent.mkdir(exist_ok=True)
+    """Write, flush and rename: a reader sees the old file or the new one, never a part. WriteError if it fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise WriteError(f"cannot write {path}: {error.strerror}") from None
 
 
 def strict_json(value) -> bytes:
@@ -675,9 +701,9 @@ class RunDirectory:
     def __init__(self, path: Path, config: Config, device: torch.device):
         self.path, self.config, self.checkpoints = path, config, path / "checkpoint"
         self.results = [path / "final_info.json", path / "all_results.json"]
-        script = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-        fingerprint = {"config": asdict(config), "script_sha256": script, "device": device.type}
-        self.fingerprint = json.loads(strict_json(fingerprint))
+        self.environment = environment(device)  # read now: a loop may edit the script while it runs
+        own = {"config": asdict(config)} | {key: self.environment[key] for key in ("script_sha256", "device")}
+        self.fingerprint = json.loads(strict_json(own))
 
     def found(self) -> dict | None:
         """Fingerprint of the run that the folder holds: {} if it cannot be told, None if there is no run."""
@@ -695,15 +721,19 @@ class RunDirectory:
 
     def open(self, overwrite: bool) -> bool:
         """Lock the folder for this process. True if it holds this run complete; UserError if it holds another."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out_dir {self.path}: is a file; must be a folder, a new one or one of the same run")
-        found = self.found()
-        if found not in (None, self.fingerprint) and not overwrite:
-            was, now = ({**f, **f["config"], "config": 0} if f else {} for f in (found, self.fingerprint))
-            changed = ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key])
-            what = changed if found else "no readable fingerprint"
-            raise UserError(f"--out_dir {self.path}: holds another run ({what}); name a new folder or add --overwrite")
+        missing = []
         try:
+            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            if not missing and not self.path.is_dir():
+                raise NotADirectoryError("is a file")
+            found = self.found()
+            if found not in (None, self.fingerprint) and not overwrite:
+                was, now = ({**f, **f["config"], "config": 0} if f else {} for f in (found, self.fingerprint))
+                changed = ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key])
+                what = changed if found else "no readable fingerprint"
+                raise UserError(
+                    f"--out_dir {self.path}: holds another run ({what}); must be a new folder, or --overwrite"
+                )
             self.path.mkdir(parents=True, exist_ok=True)
             if fcntl:
                 self.lock = os.open(self.path, os.O_RDONLY)
@@ -717,9 +747,17 @@ class RunDirectory:
             write_atomically(self.checkpoints / "fingerprint.json", strict_json(self.fingerprint))
         except BlockingIOError:
             raise UserError(f"--out_dir {self.path}: another process is running in it; must be a free folder") from None
-        except OSError as error:
-            raise UserError(f"--out_dir {self.path}: cannot be written ({error.strerror}); must be writable") from None
+        except (OSError, WriteError) as error:
+            for path in missing:  # leave nothing behind
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise UserError(f"--out_dir {self.path}: must be a folder that can be written ({error})") from None
         return False
+
+    def abandon(self) -> None:
+        """After a failure: a folder in which nothing was saved is free for the next attempt."""
+        if not list(self.checkpoints.glob("*.pt*")):
+            self.remove(self.checkpoints, "fingerprint.json")
 
     def remove(self, folder: Path, *patterns: str) -> None:
         """Remove files of a run, and a subfolder if nothing else is in it."""
@@ -757,7 +795,7 @@ class RunDirectory:
         trajectory.step, trajectory.state, trajectory.points = saved["step"], saved["state"], saved["points"]
         trajectory.recent_losses = deque(saved["recent_losses"], maxlen=LOSS_WINDOW)
 
-    def finish(self, trajectories: list[Trajectory], environment: dict, timing: dict, save_models: bool) -> dict:
+    def finish(self, trajectories: list[Trajectory], timing: dict, save_models: bool) -> dict:
         """Write all_results.json, then final_info.json, then remove the checkpoints; returns final_info."""
         curves = [
             {
@@ -775,9 +813,10 @@ class RunDirectory:
             for t in trajectories
             if t.n_tasks == D and N in t.n_steps
         ]
-        results = {"config": asdict(self.config), "environment": environment, "trajectories": curves, "cells": cells}
+        results = {"config": asdict(self.config), "environment": self.environment}
+        results |= {"trajectories": curves, "cells": cells, "timing": timing}
         final_info = summarize(cells)
-        write_atomically(self.results[1], strict_json({**results, "timing": timing}))
+        write_atomically(self.results[1], strict_json(results))
         write_atomically(self.results[0], strict_json(final_info))
         if not save_models:
             self.remove(self.path / "models", "D*_N*_s*.pt")
@@ -808,8 +847,9 @@ def summarize(cells: list[dict]) -> dict:
 class Progress:
     """Model steps done: a bar on a terminal, elsewhere at most one plain line per 5% on standard output."""
 
-    def __init__(self, total: int, done: int, silent: bool):
+    def __init__(self, total: int, done: int, workers: int, silent: bool):
         self.total, self.done, self.trained, self.started = total, done, 0, time.monotonic()
+        self.announce = min(workers * CHUNK, total - done)  # model steps from which the speed is known
         self.silent, self.lock = silent, threading.Lock()
         self.bar = tqdm(total=total, initial=done, unit="step", disable=silent or not sys.stderr.isatty())
 
@@ -824,8 +864,8 @@ class Progress:
             if self.silent or not self.bar.disable or not new:
                 return
             left = (time.monotonic() - self.started) / self.trained * (self.total - self.done) / 60
-            if self.trained == new:
-                print(f"expected to take {left:.1f} min for {self.total - before} model steps", flush=True)
+            if self.trained - new < self.announce <= self.trained:
+                print(f"expected to take {left:.1f} min for the other {self.total - self.done} model steps", flush=True)
             if 20 * self.done // self.total > 20 * before // self.total:
                 print(f"progress: {self.done} of {self.total} steps, loss {loss:.3f}, {left:.1f} min left", flush=True)
 
@@ -834,7 +874,7 @@ class Progress:
 def stop_on_signals():
     """An event that SIGINT and SIGTERM set, with the signal's number; a second signal ends the process at once."""
     stop = threading.Event()
-    stop.signal = None
+    stop.signal = 0
 
     def handle(number, frame):
         if stop.signal:
@@ -862,24 +902,22 @@ def parse_arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for field in fields(Config):
         many = isinstance(field.default, tuple)
+        kind = type(field.default[0] if many else field.default)
         shown = " ".join(map(str, field.default)) if many else field.default
         parser.add_argument(
             f"--{field.name}",
-            type=type(field.default[0] if many else field.default),
+            type=json.loads if kind is bool else kind,
             nargs="*" if many else None,
             default=field.default,
             metavar="X",
-            help=f"{comments[field.name]} (default {shown})",
+            help=f"{comments.get(field.name, '')} (default {shown})".replace("%", "%%"),
         )
     parser.add_argument("--out_dir", type=Path, default=Path("run_0"), help="where the results go (default run_0)")
     parser.add_argument("--overwrite", action="store_true", help="remove what another run wrote to OUT_DIR")
     parser.add_argument("--save_models", action="store_true", help="keep the weights of every cell in OUT_DIR/models")
     # No flag has a single dash: "-1e-4" is a value that is out of range, not a flag that is unknown.
     options = parser.parse_args([f" {word}" if re.match(r"-[^-h]", word) else word for word in argv])
-    try:
-        return Config(**{field.name: getattr(options, field.name) for field in fields(Config)}), options
-    except ValueError as error:
-        raise UserError(error) from None
+    return Config(**{field.name: getattr(options, field.name) for field in fields(Config)}), options
 
 
 def pick_device(config: Config) -> torch.device:
@@ -902,18 +940,53 @@ def print_summary(final_info: dict, timing: dict) -> None:
     """One greppable `key: value` line per number."""
     for cell, numbers in final_info.items():
         for key in numbers["final_info_dict"]:
-            print(f"{cell}_{key}: {numbers['means'][f'{key}_mean']:.4f}")
+            mean = numbers["means"][f"{key}_mean"]
+            print(f"{cell}_{key}: {math.nan if mean is None else mean:.4f}")
     for key, value in timing.items():
         print(f"{key}: {value}")
 
 
-def run_study(argv: list[str]) -> int:
-    """The run that the command line asks for; returns the exit status."""
+def environment(device: torch.device) -> dict[str, str]:
+    """What the numbers may depend on besides the configuration."""
+    cuda_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": device.type,
+        "device_name": cuda_name or f"{platform.machine()}, {cpu_count()} cores",
+        "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "yardstick_sha256": hashlib.sha256("".join(map(inspect.getsource, YARDSTICK)).encode()).hexdigest(),
+    }
+
+
+def train_all(config: Config, trajectories: list[Trajectory], device: torch.device, run: RunDirectory, silent: bool):
+    """Train the trajectories of this process; returns the number of model steps and the signal that interrupted, or 0.
+
+    On a CPU every model has one thread: two models side by side on two cores are faster than one model on both, and no
+    number depends on how many cores there are.
+    """
+    groups = plan_ensembles(config, trajectories, device)
+    workers = min(len(groups), cpu_count()) if device.type == "cpu" else 1
+    total, done = sum(max(t.n_steps) for t in trajectories), sum(t.step for t in trajectories)
+    progress = Progress(total, done, workers, silent)
+    pool = ThreadPoolExecutor(max(1, workers), initializer=prepare_thread, initargs=(device,))
+    with stop_on_signals() as stop, pool:
+        futures = [pool.submit(train, config, group, device, run, progress, stop) for group in groups]
+        if any(future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done):
+            stop.set()  # the others write their checkpoints
+    progress.bar.close()
+    for future in futures:
+        future.result()
+    return progress.trained, stop.signal
+
+
+def run_study(config: Config, options: argparse.Namespace, device: torch.device, run: RunDirectory) -> int:
+    """Train, measure and write what the command line asks for; returns the exit status."""
     started = time.monotonic()
-    config, options = parse_arguments(argv)
-    device = pick_device(config)
+    torch.set_num_threads(1)  # see train_all
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
-    run = RunDirectory(options.out_dir, config, device)
 
     # Under torchrun every rank trains its share of the trajectories; the first one owns the folder.
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -937,51 +1010,26 @@ def run_study(argv: list[str]) -> int:
         if trajectory.step:
             print(f"continuing {trajectory.name} after step {trajectory.step}", flush=True)
 
-    groups = plan_ensembles(config, own, device)
-    total, done = sum(max(t.n_steps) for t in own), sum(t.step for t in own)
-    progress, training_started = Progress(total, done, silent=rank > 0), time.monotonic()
-    # On a CPU every model has one thread: two models side by side on two cores are faster than one model on both, and
-    # no number depends on how many cores there are.
-    workers = min(len(groups), cpu_count()) if device.type == "cpu" else 1
-    with (
-        stop_on_signals() as stop,
-        ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        futures = [pool.submit(train, config, group, device, run, progress, stop) for group in groups]
-        if any(future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done):
-            stop.set()  # the others write their checkpoints
-    progress.bar.close()
-    for future in futures:
-        future.result()
-    if stop.signal:
-        print(f"interrupted by {signal.Signals(stop.signal).name}: the same command continues", file=sys.stderr)
-        return 128 + stop.signal
+    training_started = time.monotonic()
+    trained, interrupted = train_all(config, own, device, run, silent=rank > 0)
+    if interrupted:
+        print(f"interrupted by {signal.Signals(interrupted).name}: the same command continues", file=sys.stderr)
+        return 128 + interrupted
     if world > 1:
-        dist.barrier()
+        dist.all_reduce(trained := torch.tensor(trained))  # also waits for all ranks
     if rank > 0:
         return 0
 
     for trajectory in trajectories:
         run.load(trajectory)
-    cuda_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    environment = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "device": device.type,
-        "device_name": cuda_name or f"{platform.machine()}, {cpu_count()} cores",
-        "script_sha256": run.fingerprint["script_sha256"],
-        "yardstick_sha256": hashlib.sha256("".join(map(inspect.getsource, YARDSTICK)).encode()).hexdigest(),
-    }
     seconds = time.monotonic() - training_started
     timing = {
         "seconds_total": round(time.monotonic() - started, 2),
         "seconds_training": round(seconds, 2),
-        "model_steps": progress.trained,
-        "model_steps_per_second": round(progress.trained / seconds, 2),
+        "model_steps": int(trained),
+        "model_steps_per_second": round(int(trained) / seconds, 2),
     }
-    print_summary(run.finish(trajectories, environment, timing, options.save_models), timing)
+    print_summary(run.finish(trajectories, timing, options.save_models), timing)
     return 0
 
 
@@ -989,23 +1037,31 @@ def main(argv: list[str] | None = None) -> int:
     """Run the study; returns the exit status: 0 complete, 1 failed, 2 bad input, 130 or 143 interrupted."""
     if not sys.stderr.isatty():
         warnings.simplefilter("ignore")  # loops read only the end of standard error
+    run = None
     try:
-        return run_study(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        return 130
+        config, options = parse_arguments(sys.argv[1:] if argv is None else argv)
+        device = pick_device(config)
+        run = RunDirectory(options.out_dir, config, device)
+        return run_study(config, options, device, run)
     except UserError as error:
         print(f"experiment.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except NotFiniteError as error:
         print(f"experiment.py: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"experiment.py: {error}; what is written is intact and the same command continues", file=sys.stderr)
-    except Exception as error:
+    except WriteError as error:
+        print(f"experiment.py: {error}; once that is mended the same command continues", file=sys.stderr)
+    except (Exception, SystemExit) as error:
+        if run is None and isinstance(error, SystemExit):  # --help
+            raise
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
         lines = [f"  line {frame.lineno} in {frame.name}: {frame.line}" for frame in own[-4:]]
         lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
         lines += [f"experiment.py failed: {type(error).__name__}: {str(error)[-600:]}"]
         print("\n".join(lines), file=sys.stderr)
+    if run:
+        run.abandon()
     return 1
 
 
