@@ -34,6 +34,7 @@ REFERENCES = {"posterior_mean": "S", "orbit": "O", "memorizing": "M"}
 
 def find_runs(folder: Path) -> list[Path]:
     """The run_* folders in `folder`, or the folder itself if it is a run."""
+    folder = folder.resolve()
     if (folder / "all_results.json").exists():
         return [folder]
     return sorted((p for p in folder.glob("run_*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
@@ -43,8 +44,14 @@ def read_run(path: Path) -> dict | None:
     """The contents of all_results.json; None, with a line that says why, if `path` holds no readable run."""
     try:
         results = json.loads((path / "all_results.json").read_text())
-        results["config"]["tasks"], results["config"]["steps"], results["cells"][0]["relative_divergence"]
-        return results
+        rows, columns = (sorted(map(int, results["config"][key])) for key in ("tasks", "steps"))
+        if (
+            rows
+            and columns
+            and all(cell["n_tasks"] in rows and cell["n_steps"] in columns for cell in results["cells"])
+        ):
+            return results
+        print(f"{path}: skipped, the cells of its all_results.json are not those of its configuration")
     except FileNotFoundError:
         print(f"{path}: skipped, it holds no all_results.json")
     except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
@@ -72,6 +79,11 @@ def distance(cell: dict) -> float | None:
     keys = ("kl_to_g", "kl_to_m", "kl_to_posterior_mean", "kl_to_orbit")
     values = [cell.get(f"exact_{key}", cell.get(key)) for key in keys]
     return min((x for x in values if x is not None), default=None)
+
+
+def reference(cell: dict, name: str, key: str) -> float | None:
+    """What an ideal predictor would score in the model's place."""
+    return cell.get("reference", {}).get(name, {}).get(key)
 
 
 def draw_cells(axes: plt.Axes, mean: np.ndarray, stderr: np.ndarray, rows: list, columns: list):
@@ -116,7 +128,7 @@ def draw_heatmap(results: dict, title: str, warning: str = "") -> plt.Figure:
             model.add_patch(box)
         model.set_title(subtitle, fontsize=10)
         model.set_xlabel("training steps N")
-        ideals = grid(results, rows, list(REFERENCES), lambda cell, name, key=key: cell["reference"][name][key])
+        ideals = grid(results, rows, list(REFERENCES), lambda cell, name, key=key: reference(cell, name, key))
         draw_cells(ideal, ideals[0], np.full_like(ideals[1], np.nan), rows, list(REFERENCES.values()))
         ideal.set_title(f"ideal predictors\n0 = {generalizer}", fontsize=10)
         ideal.set_yticks([])
@@ -146,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: in labels, but there is no such run here")
     results = {path: read_run(path) for path in runs}
     results = {path: run for path, run in results.items() if run is not None}
-    yardsticks = [run.get("environment", {}).get("yardstick_sha256") for run in results.values()]
+    yardsticks = [(run.get("environment") or {}).get("yardstick_sha256") for run in results.values()]
     for (path, run), yardstick in zip(results.items(), yardsticks, strict=True):
         warning = ""
         if yardstick != yardsticks[0]:
@@ -156,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{path}: measured with another yardstick (yardstick_sha256) than {first}: do not compare the numbers"
             )
         figure = draw_heatmap(run, labels.get(path.name, path.name), warning)
-        target = path.parent / f"heatmap_{path.resolve().name}.png"
+        target = path.parent / f"heatmap_{path.name}.png"
         figure.savefig(target, dpi=150)
         plt.close(figure)
         print(target)

@@ -136,6 +136,23 @@ def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatc
     assert [line for line in capsys.readouterr().out.splitlines() if "run_7" in line] != []
 
 
+def test_a_run_without_cells_is_all_hatched_and_one_without_references_still_drawn(capsys):
+    empty = results() | {"cells": []}
+    assert plot.draw_heatmap(empty, "a run").axes[0].images[0].get_array().mask.all()
+    bare = results()
+    for cell in bare["cells"]:
+        del cell["reference"]
+    axes = plot.draw_heatmap(bare, "a run").axes
+    assert axes[1].images[0].get_array().mask.all() and not axes[0].images[0].get_array().mask.any()
+
+
+def test_a_run_folder_itself_can_be_named(tmp_path, monkeypatch):
+    write(tmp_path, "run_5", results())
+    monkeypatch.chdir(tmp_path / "run_5")
+    assert plot.main(["."]) == 0
+    assert (tmp_path / "heatmap_run_5.png").exists()
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"config": 3}', "\x00"])
 def test_damaged_json_is_skipped(tmp_path, content, capsys):
     (tmp_path / "run_0").mkdir()
