@@ -699,7 +699,7 @@ class RunDirectory:
     """The folder of a run. While it trains: a fingerprint and a checkpoint per trajectory. At the end: the results."""
 
     def __init__(self, path: Path, config: Config, device: torch.device):
-        self.path, self.config, self.checkpoints = path, config, path / "checkpoint"
+        self.path, self.config, self.checkpoints, self.lock = path, config, path / "checkpoint", None
         self.results = [path / "final_info.json", path / "all_results.json"]
         self.environment = environment(device)  # read now: a loop may edit the script while it runs
         own = {"config": asdict(config)} | {key: self.environment[key] for key in ("script_sha256", "device")}
@@ -726,23 +726,24 @@ class RunDirectory:
             missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             if not missing and not self.path.is_dir():
                 raise NotADirectoryError("is a file")
-            found = self.found()
-            if found not in (None, self.fingerprint) and not overwrite:
-                was, now = ({**f, **f["config"], "config": 0} if f else {} for f in (found, self.fingerprint))
-                changed = ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key])
-                what = changed if found else "no readable fingerprint"
-                raise UserError(
-                    f"--out_dir {self.path}: holds another run ({what}); must be a new folder, or --overwrite"
-                )
             self.path.mkdir(parents=True, exist_ok=True)
             if fcntl:
                 self.lock = os.open(self.path, os.O_RDONLY)
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = self.found()
+            if found not in (None, self.fingerprint) and not overwrite:
+                raise UserError(
+                    f"--out_dir {self.path}: holds another run ({self.changed(found)}); must be a new folder, "
+                    "one of the same run, or come with --overwrite"
+                )
+            for folder in (self.path, self.checkpoints, self.path / "models"):
+                self.remove(folder, ".*.json.*.tmp", ".D*_N*_s*.pt.*.tmp")  # a killed process left them
             if overwrite:
                 self.remove(self.path, "final_info.json", "all_results.json")
-                self.remove(self.checkpoints, "*")
+                self.remove(self.checkpoints, "fingerprint.json", "D*_N*_s*.pt", "D*_N*_s*.pt.damaged-*")
                 self.remove(self.path / "models", "D*_N*_s*.pt")
             elif all(path.exists() for path in self.results) and not (self.checkpoints / "fingerprint.json").exists():
+                self.remove(self.checkpoints, "D*_N*_s*.pt")
                 return True
             write_atomically(self.checkpoints / "fingerprint.json", strict_json(self.fingerprint))
         except BlockingIOError:
@@ -754,10 +755,25 @@ class RunDirectory:
             raise UserError(f"--out_dir {self.path}: must be a folder that can be written ({error})") from None
         return False
 
+    def changed(self, found: dict) -> str:
+        """What differs between the fingerprint of the run in the folder and that of this one."""
+        if not found:
+            return "no readable fingerprint"
+        was, now = ({**f["config"], "script_sha256": f["script_sha256"]} for f in (found, self.fingerprint))
+        if was == now:  # of the same configuration, "auto" has picked another device
+            was, now = found, self.fingerprint
+        return ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key])
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self.lock is not None:
+            os.close(self.lock)
+
     def abandon(self) -> None:
         """After a failure: a folder in which nothing was saved is free for the next attempt."""
-        if not list(self.checkpoints.glob("*.pt*")):
-            self.remove(self.checkpoints, "fingerprint.json")
+        with contextlib.suppress(OSError):
+            if not list(self.checkpoints.glob("*.pt*")):
+                self.remove(self.checkpoints, "fingerprint.json")
 
     def remove(self, folder: Path, *patterns: str) -> None:
         """Remove files of a run, and a subfolder if nothing else is in it."""
@@ -775,10 +791,15 @@ class RunDirectory:
 
         seen = {"points": trajectory.points, "recent_losses": list(trajectory.recent_losses)}
         content = serialized({"step": trajectory.step, "state": state, **seen})
-        write_atomically(self.checkpoints / f"{trajectory.name}.pt", hashlib.sha256(content).digest() + content)
         if trajectory.step in trajectory.n_steps:
             model = self.path / "models" / f"D{trajectory.n_tasks}_N{trajectory.step}_s{trajectory.seed}.pt"
             write_atomically(model, serialized({name: tensors["parameter"] for name, tensors in state.items()}))
+        # After the model: what a checkpoint says is done is not done again.
+        write_atomically(self.checkpoints / f"{trajectory.name}.pt", self.seal(content) + content)
+
+    def seal(self, content: bytes) -> bytes:
+        """The first 32 bytes of a checkpoint: it is intact and belongs to this run."""
+        return hashlib.sha256(strict_json(self.fingerprint) + content).digest()
 
     def load(self, trajectory: Trajectory) -> None:
         """Bring a trajectory to its checkpoint, if it has one. A damaged one is set aside and training starts anew."""
@@ -786,12 +807,15 @@ class RunDirectory:
         if not path.exists():
             return
         content = path.read_bytes()
-        if hashlib.sha256(content[32:]).digest() != content[:32]:
+        try:
+            if self.seal(content[32:]) != content[:32]:
+                raise ValueError
+            saved = torch.load(io.BytesIO(content[32:]), weights_only=True)
+        except Exception:
             aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
             path.rename(aside)
             print(f"{path} is damaged: set aside as {aside.name}, {trajectory.name} starts anew", flush=True)
             return
-        saved = torch.load(io.BytesIO(content[32:]), weights_only=True)
         trajectory.step, trajectory.state, trajectory.points = saved["step"], saved["state"], saved["points"]
         trajectory.recent_losses = deque(saved["recent_losses"], maxlen=LOSS_WINDOW)
 
@@ -870,21 +894,16 @@ class Progress:
                 print(f"progress: {self.done} of {self.total} steps, loss {loss:.3f}, {left:.1f} min left", flush=True)
 
 
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM, by its number, has ended the run."""
+
+
 @contextlib.contextmanager
-def stop_on_signals():
-    """An event that SIGINT and SIGTERM set, with the signal's number; a second signal ends the process at once."""
-    stop = threading.Event()
-    stop.signal = 0
-
-    def handle(number, frame):
-        if stop.signal:
-            os._exit(128 + number)
-        stop.signal = number
-        stop.set()
-
+def on_signals(handle):
+    """While this lasts, SIGINT and SIGTERM call handle(number, frame)."""
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -962,7 +981,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def train_all(config: Config, trajectories: list[Trajectory], device: torch.device, run: RunDirectory, silent: bool):
-    """Train the trajectories of this process; returns the number of model steps and the signal that interrupted, or 0.
+    """Train the trajectories of this process and return the number of model steps. Interrupted after a signal.
 
     On a CPU every model has one thread: two models side by side on two cores are faster than one model on both, and no
     number depends on how many cores there are.
@@ -971,15 +990,25 @@ def train_all(config: Config, trajectories: list[Trajectory], device: torch.devi
     workers = min(len(groups), cpu_count()) if device.type == "cpu" else 1
     total, done = sum(max(t.n_steps) for t in trajectories), sum(t.step for t in trajectories)
     progress = Progress(total, done, workers, silent)
+    stop, signals = threading.Event(), []
+
+    def handle(number, frame):
+        if signals:  # the second signal ends the process at once
+            os._exit(128 + number)
+        signals.append(number)
+        stop.set()
+
     pool = ThreadPoolExecutor(max(1, workers), initializer=prepare_thread, initargs=(device,))
-    with stop_on_signals() as stop, pool:
+    with on_signals(handle), pool:
         futures = [pool.submit(train, config, group, device, run, progress, stop) for group in groups]
         if any(future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done):
             stop.set()  # the others write their checkpoints
     progress.bar.close()
     for future in futures:
         future.result()
-    return progress.trained, stop.signal
+    if signals:
+        raise Interrupted(signals[0])
+    return progress.trained
 
 
 def run_study(config: Config, options: argparse.Namespace, device: torch.device, run: RunDirectory) -> int:
@@ -990,9 +1019,13 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
 
     # Under torchrun every rank trains its share of the trajectories; the first one owns the folder.
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    complete = [rank == 0 and run.open(options.overwrite)]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    complete = [rank == 0 and run.open(options.overwrite and attempt == "0")]
     if world > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=30))
+        store = dist.PrefixStore(
+            attempt, next(dist.rendezvous("env://", rank, world))[0]
+        )  # not the last attempt's keys
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(days=30))
         dist.broadcast_object_list(complete)
     if complete[0]:
         if rank == 0:
@@ -1011,10 +1044,7 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
             print(f"continuing {trajectory.name} after step {trajectory.step}", flush=True)
 
     training_started = time.monotonic()
-    trained, interrupted = train_all(config, own, device, run, silent=rank > 0)
-    if interrupted:
-        print(f"interrupted by {signal.Signals(interrupted).name}: the same command continues", file=sys.stderr)
-        return 128 + interrupted
+    trained = train_all(config, own, device, run, silent=rank > 0)
     if world > 1:
         dist.all_reduce(trained := torch.tensor(trained))  # also waits for all ranks
     if rank > 0:
@@ -1022,6 +1052,8 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
 
     for trajectory in trajectories:
         run.load(trajectory)
+        if not trajectory.points:
+            raise WriteError(f"no checkpoint of {trajectory.name} in {run.path}, which all processes must share")
     seconds = time.monotonic() - training_started
     timing = {
         "seconds_total": round(time.monotonic() - started, 2),
@@ -1035,32 +1067,44 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
 
 def main(argv: list[str] | None = None) -> int:
     """Run the study; returns the exit status: 0 complete, 1 failed, 2 bad input, 130 or 143 interrupted."""
+
+    def interrupt(number, frame):
+        raise Interrupted(number)
+
     if not sys.stderr.isatty():
         warnings.simplefilter("ignore")  # loops read only the end of standard error
-    run = None
+    run = options = None
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # a rank that waits for others dies of the signal
+    again = "the same command continues"
     try:
-        config, options = parse_arguments(sys.argv[1:] if argv is None else argv)
-        device = pick_device(config)
-        run = RunDirectory(options.out_dir, config, device)
-        return run_study(config, options, device, run)
+        with on_signals(interrupt) if alone else contextlib.nullcontext():
+            config, options = parse_arguments(sys.argv[1:] if argv is None else argv)
+            again = "the same command without --overwrite continues" if options.overwrite else again
+            device = pick_device(config)
+            run = RunDirectory(options.out_dir, config, device)
+            return run_study(config, options, device, run)
     except UserError as error:
         print(f"experiment.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except Interrupted as error:
+        print(f"interrupted by {signal.Signals(error.args[0]).name}: {again}", file=sys.stderr)
+        return 128 + error.args[0]
     except NotFiniteError as error:
         print(f"experiment.py: {error}", file=sys.stderr)
     except WriteError as error:
-        print(f"experiment.py: {error}; once that is mended the same command continues", file=sys.stderr)
+        print(f"experiment.py: {error}; once that is mended {again}", file=sys.stderr)
     except (Exception, SystemExit) as error:
-        if run is None and isinstance(error, SystemExit):  # --help
+        if options is None and isinstance(error, SystemExit):  # --help
             raise
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
         lines = [f"  line {frame.lineno} in {frame.name}: {frame.line}" for frame in own[-4:]]
         lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
         lines += [f"experiment.py failed: {type(error).__name__}: {str(error)[-600:]}"]
         print("\n".join(lines), file=sys.stderr)
-    if run:
+    finally:
+        if run:
+            run.close()
+    if run and int(os.environ.get("RANK", 0)) == 0:
         run.abandon()
     return 1
 

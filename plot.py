@@ -21,9 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 # The title of each run in the figures; a run that is not named here goes by the name of its folder.
-labels = {
-    "run_0": "Gaussian embeddings, fresh for every sequence",
-}
+labels = {"run_0": "Gaussian embeddings, fresh for every sequence"}
 
 
 # A model whose nearest ideal predictor is farther than this many nats behaves like none of them.
@@ -158,15 +156,14 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: in labels, but there is no such run here")
     results = {path: read_run(path) for path in runs}
     results = {path: run for path, run in results.items() if run is not None}
-    yardsticks = [(run.get("environment") or {}).get("yardstick_sha256") for run in results.values()]
-    for (path, run), yardstick in zip(results.items(), yardsticks, strict=True):
+    yardsticks = {path: (run.get("environment") or {}).get("yardstick_sha256") for path, run in results.items()}
+    first = next((path for path, yardstick in yardsticks.items() if yardstick), None)
+    for path, run in results.items():
         warning = ""
-        if yardstick != yardsticks[0]:
-            first = next(iter(results)).name
-            warning = f"\nmeasured with another yardstick than {first}: do not compare the numbers"
-            print(
-                f"{path}: measured with another yardstick (yardstick_sha256) than {first}: do not compare the numbers"
-            )
+        if first and yardsticks[path] != yardsticks[first]:
+            what = f"another yardstick than {first.name}" if yardsticks[path] else "an unknown yardstick"
+            warning = f"\nmeasured with {what}: compare with care"
+            print(f"{path.name}: measured with {what} (yardstick_sha256): compare with care")
         figure = draw_heatmap(run, labels.get(path.name, path.name), warning)
         target = path.parent / f"heatmap_{path.name}.png"
         figure.savefig(target, dpi=150)

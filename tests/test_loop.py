@@ -42,10 +42,7 @@ EDITS = {
     return (weights[..., None] * (n[None] + a[..., None]) / total[..., None]).sum(0)
 """,
     },
-    "eight colors, context of 16": {
-        "n_colors: int = 4": "n_colors: int = 8",
-        "seq_len: int = 5": "seq_len: int = 17",
-    },
+    "eight colors, context of 16": {"n_colors: int = 4": "n_colors: int = 8", "seq_len: int = 5": "seq_len: int = 17"},
 }
 
 

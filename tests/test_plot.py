@@ -164,8 +164,8 @@ def test_damaged_json_is_skipped(tmp_path, content, capsys):
 def test_runs_measured_with_another_yardstick_are_marked(tmp_path, monkeypatch, capsys):
     warnings, draw = [], plot.draw_heatmap
     monkeypatch.setattr(plot, "draw_heatmap", lambda *arguments: warnings.append(arguments[2]) or draw(*arguments))
-    for name, yardstick in {"run_0": "a", "run_1": "a", "run_2": "b"}.items():
+    for name, yardstick in {"run_0": "a", "run_1": "a", "run_2": "b", "run_3": None}.items():
         write(tmp_path, name, {**results(), "environment": {"yardstick_sha256": yardstick}})
     assert plot.main([str(tmp_path)]) == 0
-    assert warnings[:2] == ["", ""] and "another yardstick than run_0" in warnings[2]
+    assert warnings[:2] == ["", ""] and "another yardstick than run_0" in warnings[2] and "unknown" in warnings[3]
     assert "run_2: measured with another yardstick" in capsys.readouterr().out
