@@ -211,6 +211,28 @@ def test_loss_is_cross_entropy_over_all_next_draws():
         torch.testing.assert_close(experiment.next_draw_loss(logits, tokens)[e], wanted)
 
 
+def test_training_starts_near_the_uniform_prediction():
+    """No steps are wasted on scale: the first loss is close to log m in every embedding mode."""
+    for embedding in ("gaussian", "permutation", "fixed"):
+        config = Config(embedding=embedding, tasks=(4,), steps=(1,), n_test=4)
+        loss = Ensemble(config, plan_trajectories(config), CPU, stacked=False).advance(1, threading.Event())
+        assert abs(loss.item() - math.log(4)) < 0.15, (embedding, loss)
+
+
+def test_a_lex_invariant_model_learns_to_count(tmp_path):
+    """Closer to S than any predictor can be that knows the last draw alone, and no color by name."""
+    bed = TestBed(Config(n_test=4), 4, 0)
+    last, weights, S = bed.contexts[:, -1:], bed.weights["exact_"], bed.ideals["posterior_mean"]
+    floor = math.inf
+    for repeat in torch.linspace(0.25, 0.6, 36):
+        from_last = ((1 - repeat) / 3).expand(S.shape).double().scatter(1, last, repeat.item())
+        floor = min(floor, (weights @ experiment.kl_divergence(S, from_last)).item())
+    done = launch("--tasks", 4, "--steps", 700, "--device", "cpu", "--out_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    (cell,) = json.loads((tmp_path / "run" / "all_results.json").read_text())["cells"]
+    assert cell["exact_kl_to_posterior_mean"] < 0.95 * floor
+
+
 def softened(contexts: torch.Tensor) -> torch.Tensor:
     return experiment.posterior_mean_predictor(contexts, 4, 3.0)
 
