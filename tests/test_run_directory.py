@@ -5,7 +5,6 @@ import ctypes
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch
+from conftest import ROOT, forks, launch
 
 import experiment
 
@@ -81,18 +80,14 @@ def experiment_process(arguments: list[str], output: Path, faults: dict) -> None
 
 
 class Run:
-    """experiment.py on one folder, in a process of its own.
-
-    It is forked from a process that has imported PyTorch and done nothing else, which saves seconds at every start.
-    """
+    """experiment.py on one folder, in a process of its own."""
 
     count = itertools.count()
-    context = multiprocessing.get_context("forkserver")
 
     def __init__(self, folder: Path, *arguments, grid=GRID, **faults):
         self.output = folder.parent / f"process_{next(self.count)}"
         arguments = [*grid, "--out_dir", str(folder), *arguments]
-        self.process = self.context.Process(target=experiment_process, args=(arguments, self.output, faults))
+        self.process = forks.Process(target=experiment_process, args=(arguments, self.output, faults))
         self.process.daemon = True
         self.process.start()
 
@@ -136,18 +131,6 @@ def torchrun(
         out, err = process.communicate()
         pytest.fail(f"hangs: {out} {err}")
     return process.returncode, out, err
-
-
-@pytest.fixture(scope="module", autouse=True)
-def warm_process():
-    """Start the process that all others are forked from."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
-        # The first optimizer of a process imports torch._dynamo.
-        Run.context.set_forkserver_preload(["torch._dynamo", Path(__file__).stem])
-        process = Run.context.Process(target=int)
-        process.start()
-        process.join()
 
 
 @pytest.fixture(scope="module")
