@@ -104,16 +104,16 @@ def draw_heatmap(results: dict, title: str, warning: str = "") -> plt.Figure:
     predictors would score in the model's place. Cells far from every ideal predictor are framed."""
     rows, columns = sorted(results["config"]["tasks"]), sorted(results["config"]["steps"])
     maps = {
-        "relative_divergence": ("as requested: generalizer = raw counts G", "G"),
-        "relative_divergence_posterior_mean": ("calibrated: generalizer = posterior mean S", "S"),
+        "relative_divergence": ("as requested:\ngeneralizer = raw counts G", "G"),
+        "relative_divergence_posterior_mean": ("calibrated:\ngeneralizer = posterior mean S", "S"),
     }
-    width = 1.5 + 2 * (0.85 * len(columns) + 0.62 * len(REFERENCES) + 0.6)
+    widths = 2 * [max(2.4, 0.85 * len(columns)), 0.62 * len(REFERENCES)]
     figure, axes = plt.subplots(
         1,
         4,
-        figsize=(width, 2.6 + 0.7 * len(rows)),
+        figsize=(2.7 + sum(widths), 2.6 + 0.7 * len(rows)),
         layout="constrained",
-        width_ratios=2 * [0.85 * len(columns), 0.62 * len(REFERENCES)],
+        width_ratios=widths,
     )
     far, _ = grid(results, rows, columns, lambda cell, N: distance(cell) if cell["n_steps"] == N else None)
     missing = 0
