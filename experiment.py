@@ -222,7 +222,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, bias=False)
         # The stream still carries the last draw's embedding, which scores sqrt(d_model) against itself. With weights of
-        # one its logit starts near 11; cancelling that takes thousands of steps in which nothing is counted.
+        # one its logit starts near 11, and training was seen to stay at what the last draw alone can predict.
         nn.init.constant_(self.norm.weight, config.d_model**-0.5)
         # mask[key, query]: a draw sees itself and the draws before it.
         mask = torch.full((config.seq_len, config.seq_len), -math.inf).tril(-1)
