@@ -218,18 +218,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.positions = nn.Parameter(torch.zeros(config.seq_len, config.d_model))
+        self.positions = nn.Parameter(torch.randn(config.seq_len, config.d_model))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, bias=False)
-        # The stream still carries the last draw's embedding, which scores sqrt(d_model) against itself. With weights of
-        # one its logit starts near 11, and training was seen to stay at what the last draw alone can predict.
+        # The stream still carries the last draw's embedding, which scores sqrt(d_model) against itself: with weights of
+        # one the first losses are far above log m, and thousands of steps go into scale.
         nn.init.constant_(self.norm.weight, config.d_model**-0.5)
         # mask[key, query]: a draw sees itself and the draws before it.
         mask = torch.full((config.seq_len, config.seq_len), -math.inf).tril(-1)
         self.register_buffer("mask", mask, persistent=False)
-        for name, weight in self.named_parameters():  # GPT-2 initialization: residual outputs start smaller
-            if weight.dim() > 1:
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.n_layers) if "_out" in name else 0.02)
 
     def forward(self, tokens: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         T, d = tokens.shape[1], embeddings.shape[2]
@@ -283,6 +280,7 @@ def orbit_memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> to
 # ==== Divergences and evaluation ======================================================================================
 
 EXACT_LIMIT = 131072  # exact expectations enumerate all m^C contexts up to this many
+STRATEGIES = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}  # name: as in kl_to_...
 
 
 def kl_divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -298,9 +296,50 @@ def relative_divergence(kl_to_g: float, kl_to_m: float) -> float:
     return 1.0 if kl_to_g == math.inf else float(kl_to_g / (kl_to_g + kl_to_m))
 
 
+def mixture_weights(P: torch.Tensor, components: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Convex combination of the components [J, n, m] nearest to P [n, m]: coefficients [J] and distance, the mean
+    of KL(P || combination) in nats over the contexts with these weights [n].
+
+    min sum(x) - E log(x @ components) over x >= 0 has the same solution, which sums to one. Its quadratic models are
+    solved on every face of x >= 0: sequential quadratic programming (Kim, Carbonetto, Stephens & Anitescu 2020). By
+    convexity the gradient bounds the error.
+    """
+    seen = weights > 0
+    mass = (weights[seen, None] * P[seen]).flatten()
+    Q = components[:, seen].flatten(1)
+    Q, mass = Q[:, mass > 0], mass[mass > 0]
+    x = torch.full((len(Q),), 1 / len(Q), dtype=torch.float64)
+    faces = [list(face) for k in range(len(Q)) for face in itertools.combinations(range(len(Q)), k + 1)]
+    for _ in range(1000):
+        ratio = Q / (x @ Q)
+        g, H = ratio @ mass, (ratio * mass) @ ratio.T
+        if g.max() <= 1 + 1e-13:  # nats above the best, at most
+            break
+        scale, models = H.diagonal().rsqrt(), []  # to the unit diagonal: entries differ by many orders of magnitude
+        H, linear = scale[:, None] * H * scale, scale * (2 * g - 1)
+        for face in faces:
+            y = torch.zeros_like(x)
+            y[face] = torch.linalg.lstsq(H[face][:, face], linear[face], driver="gelsd").solution.clamp(min=0)
+            models.append((y @ H @ y / 2 - linear @ y, scale * y))
+        direction = min(models, key=lambda model: model[0])[1] - x
+
+        def objective(step, x=x, direction=direction):
+            return (x + step * direction).sum() - mass @ ((x + step * direction) @ Q).log()
+
+        step = 1.0
+        while step > 1e-12 and not objective(step) <= objective(0) + step / 100 * ((1 - g) @ direction):
+            step /= 2
+        if step <= 1e-12:  # no progress: as near as rounding allows
+            break
+        x = x + step * direction
+        x /= x.sum()
+    mean_kl = weights @ torch.where(seen, kl_divergence(P, (components * x[:, None, None]).sum(0)), 0)
+    return x, mean_kl.item()
+
+
 class TestBed:
-    """What the models of one (D, seed) are measured on: contexts [n, C], the ideal predictions for them [n, m], and for
-    every kind of expectation the contexts' weights [n], which sum to one:
+    """What the models of one (D, seed) are measured on: contexts [n, C], the ideal predictions [n, C, m] after each of
+    their draws, and for every kind of expectation the contexts' weights [n], which sum to one:
 
     ""             n_test contexts sampled from the D urns, as requested
     "fresh_"       n_test contexts sampled from urns of the same prior that no model has seen
@@ -317,53 +356,73 @@ class TestBed:
         exact = torch.cartesian_prod(*[torch.arange(m)] * C).view(-1, C) if m**C <= EXACT_LIMIT else test[:0]
         self.contexts = torch.cat([test, fresh, exact])
 
+        ideals = []
+        for length in range(1, C + 1):
+            # Ideal predictors see only how often each color occurs: one computation for all orders of the same draws.
+            draws = self.contexts[:, :length].sort(1).values
+            distinct, which = draws.unique(dim=0, return_inverse=True)
+            predictions = {
+                "g": counting_predictor(distinct, m),
+                "m": memorizing_predictor(distinct, self.urns),
+                "posterior_mean": posterior_mean_predictor(distinct, m, alpha),
+                "orbit": orbit_memorizing_predictor(distinct, self.urns),
+            }
+            ideals.append({name: prediction[which] for name, prediction in predictions.items()})
+        self.ideals = {name: torch.stack([ideal[name] for ideal in ideals], 1) for name in ideals[0]}
+
         sampled = torch.full((n,), 1 / n, dtype=torch.float64)
         self.weights = {"": F.pad(sampled, (0, n + len(exact))), "fresh_": F.pad(sampled, (n, len(exact)))}
         if len(exact):
             likelihood = (self.urns ** color_counts(exact, m)[:, None]).prod(2).mean(1)
-            predictive = [
-                posterior_mean_predictor(exact[:, :t], m, alpha).gather(1, exact[:, t : t + 1]) for t in range(C)
-            ]
+            S = self.ideals["posterior_mean"][2 * n :, :-1].gather(2, exact[:, 1:, None])[..., 0].prod(1)
+            first = posterior_mean_predictor(exact[:, :0], m, alpha).gather(1, exact[:, :1])[:, 0]
             self.weights["exact_"] = F.pad(likelihood, (2 * n, 0))
-            self.weights["exact_fresh_"] = F.pad(torch.cat(predictive, 1).prod(1), (2 * n, 0))
+            self.weights["exact_fresh_"] = F.pad(first * S, (2 * n, 0))
+        self.best = "exact_" if len(exact) else ""
 
-        # The ideal predictors see only how often each color occurs: one computation for all orders of the same draws.
-        distinct, which = self.contexts.sort(1).values.unique(dim=0, return_inverse=True)
-        self.ideals = {
-            "g": counting_predictor(distinct, m)[which],
-            "m": memorizing_predictor(distinct, self.urns)[which],
-            "posterior_mean": posterior_mean_predictor(distinct, m, alpha)[which],
-            "orbit": orbit_memorizing_predictor(distinct, self.urns)[which],
-        }
-        best = "exact_" if len(exact) else ""
-        ideals = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}
-        self.reference = {name: self.expect(self.divergences(self.ideals[key]), best) for name, key in ideals.items()}
+        self.reference = {}
+        for name, key in STRATEGIES.items():
+            P = self.ideals[key]
+            loss = -torch.xlogy(self.ideals["m"], P).sum(2).mean(1)  # training draws follow M
+            self.reference[name] = self.scores(P, self.best) | self.by_length(P)
+            self.reference[name]["expected_loss"] = self.mean(loss, self.best)
 
-    def divergences(self, P: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Divergences [n] in nats of the distributions P [n, m] from the ideal predictors, context by context."""
-        kl, S, M = kl_divergence, self.ideals["posterior_mean"], self.ideals["m"]
-        divergences = {f"kl_to_{name}": kl(ideal, P) for name, ideal in self.ideals.items()}
-        for name, p, q in (("j_s", P, S), ("j_m", P, M), ("j_sm", S, M)):  # symmetrized KL
-            divergences[name] = (kl(p, q) + kl(q, p)) / 2
-        return divergences
-
-    def expect(self, divergences: dict[str, torch.Tensor], expectation: str) -> dict[str, float]:
-        """The numbers of one expectation: mean divergences and what follows from them."""
+    def mean(self, values: torch.Tensor, expectation: str) -> float:
+        """Expectation of values [n]; contexts without weight do not count even where their value is infinite."""
         weights = self.weights[expectation]
-        mean = {k: (weights @ torch.where(weights > 0, value, 0)).item() for k, value in divergences.items()}
-        r = (mean.pop("j_s") - mean.pop("j_m")) / (mean.pop("j_sm") or math.inf)
+        return (weights @ torch.where(weights > 0, values, 0)).item()
+
+    def scores(self, P: torch.Tensor, expectation: str) -> dict[str, float]:
+        """The divergences in nats of distributions P [n, C, m] for the last draw, and what follows from them."""
+        P, ideals = P[:, -1], {name: ideal[:, -1] for name, ideal in self.ideals.items()}
+        kl = {f"kl_to_{name}": self.mean(kl_divergence(ideal, P), expectation) for name, ideal in ideals.items()}
         if "fresh" in expectation:
-            return {key: mean[key] for key in ("kl_to_posterior_mean", "kl_to_m")}
-        return mean | {
-            "relative_divergence": relative_divergence(mean["kl_to_g"], mean["kl_to_m"]),
-            "relative_divergence_posterior_mean": relative_divergence(mean["kl_to_posterior_mean"], mean["kl_to_m"]),
+            return {key: kl[key] for key in ("kl_to_posterior_mean", "kl_to_m")}
+
+        def symmetrized(p, q):
+            return self.mean((kl_divergence(p, q) + kl_divergence(q, p)) / 2, expectation)
+
+        S, M = ideals["posterior_mean"], ideals["m"]
+        r = (symmetrized(P, S) - symmetrized(P, M)) / (symmetrized(S, M) or math.inf)
+        return kl | {
+            "relative_divergence": relative_divergence(kl["kl_to_g"], kl["kl_to_m"]),
+            "relative_divergence_posterior_mean": relative_divergence(kl["kl_to_posterior_mean"], kl["kl_to_m"]),
             "d_rel": min(max((r + 1) / 2, 0.0), 1.0),  # Wurgaft et al. 2025
         }
 
-    def measure(self, P: torch.Tensor) -> dict[str, float]:
-        """Every number of every expectation for a model's distributions P [n, m] on self.contexts."""
-        divergences = self.divergences(P)
-        return {prefix + k: v for prefix in self.weights for k, v in self.expect(divergences, prefix).items()}
+    def by_length(self, P: torch.Tensor) -> dict[str, list[float]]:
+        """KL in nats from the strategies to P [n, C, m] after 1, 2, .. C draws."""
+        kl = {f"kl_to_{key}_by_length": kl_divergence(self.ideals[key], P).T for key in STRATEGIES.values()}
+        return {key: [self.mean(values, self.best) for values in divergences] for key, divergences in kl.items()}
+
+    def measure(self, P: torch.Tensor) -> dict:
+        """Every number of a model with the distributions P [n, C, m] after each draw of self.contexts."""
+        numbers = {prefix + k: v for prefix in self.weights for k, v in self.scores(P, prefix).items()}
+        strategies = torch.stack([self.ideals[key][:, -1] for key in STRATEGIES.values()])
+        coefficients, residual = mixture_weights(P[:, -1], strategies, self.weights[self.best])
+        numbers |= {f"{self.best}weight_{name}": x for name, x in zip(STRATEGIES, coefficients.tolist(), strict=True)}
+        numbers[f"{self.best}mixture_residual"] = residual
+        return numbers | {self.best + key: values for key, values in self.by_length(P).items()}
 
 
 # ==== Training ========================================================================================================
@@ -422,7 +481,7 @@ class Trajectory:
         return sorted({*self.n_steps, *(step for step in curve if step < max(self.n_steps))})
 
     def measure(self, predictions: torch.Tensor) -> None:
-        """Add a point for the model as it is, from its predictions [n, m] on the contexts of the test bed."""
+        """Add a point for the model as it is, from its predictions [n, C, m] on the contexts of the test bed."""
         loss = math.fsum(self.recent_losses) / len(self.recent_losses)
         self.points.append({"step": self.step, "loss": loss, **self.test_bed.measure(predictions)})
 
@@ -551,7 +610,7 @@ class Ensemble:
 
     @torch.no_grad()
     def predict(self) -> torch.Tensor:
-        """Next-draw distributions [E, n, m] float64 on the contexts of every test bed, each with its own embeddings."""
+        """Next-draw distributions [E, n, C, m] float64 after each draw of the test beds, each with own embeddings."""
         generators = [t.stream("evaluation embeddings", device=self.device) for t in self.trajectories]
         predictions = []
         self.model.eval()
@@ -559,8 +618,7 @@ class Ensemble:
             EVAL_BATCH[self.device.type], 1
         ):
             codes = torch.stack([self.model.embeddings.draw(contexts.shape[1], g) for g in generators])
-            logits = self.logits(contexts.to(self.device), codes)[:, :, -1]
-            predictions.append(logits.cpu().double().softmax(-1))
+            predictions.append(self.logits(contexts.to(self.device), codes).cpu().double().softmax(-1))
         self.model.train()
         predictions = torch.cat(predictions, 1)
         for trajectory, own in zip(self.trajectories, predictions, strict=True):
@@ -659,7 +717,8 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
 YARDSTICK = (color_counts, counting_predictor, posterior_mean_predictor, memorizing_predictor)
-YARDSTICK += (orbit_memorizing_predictor, kl_divergence, relative_divergence, TestBed, Ensemble.predict)
+YARDSTICK += (orbit_memorizing_predictor, kl_divergence, relative_divergence, mixture_weights, TestBed)
+YARDSTICK += (Ensemble.predict,)
 
 
 # ==== Run directory ===================================================================================================
@@ -1025,9 +1084,8 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     complete = [rank == 0 and run.open(options.overwrite and attempt == "0")]
     if world > 1:
-        store = dist.PrefixStore(
-            attempt, next(dist.rendezvous("env://", rank, world))[0]
-        )  # not the last attempt's keys
+        store = next(dist.rendezvous("env://", rank, world))[0]
+        store = dist.PrefixStore(attempt, store)  # not the last attempt's keys
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(days=30))
         dist.broadcast_object_list(complete)
     if complete[0]:
@@ -1085,7 +1143,10 @@ def main(argv: list[str] | None = None) -> int:
             again = "the same command without --overwrite continues" if options.overwrite else again
             device = pick_device(config)
             run = RunDirectory(options.out_dir, config, device)
-            return run_study(config, options, device, run)
+            status = run_study(config, options, device, run)
+            if not alone:
+                dist.destroy_process_group()  # its threads must not outlive the interpreter
+            return status
     except UserError as error:
         print(f"experiment.py: {error}", file=sys.stderr)
         return 2

@@ -4,14 +4,19 @@
     python plot.py        # the runs in the current folder (run_*), else those in results/
     python plot.py DIR    # the runs in DIR
 
-For every run, heatmap_<run>.png beside the run's folder: x = training steps N, y = number of urns D, color = relative
-divergence, 0 (blue) where the model behaves like the counting generalizer G, 1 (red) where like the memorizer M.
+Beside the folder of every run:
+    heatmap_<run>.png     relative divergence, D x N: 0 (blue) like the generalizer, 1 (red) like the memorizer
+    distance_<run>.png    how far the models are from each ideal predictor, and which mixture of them is nearest
+    curves_<run>.png      training loss and relative divergence over training steps
+    positions_<run>.png   how far the models are from S and M after 1, 2, .. draws
+and compare.png, the maps of the runs in `labels` side by side. The numbers of the maps are printed as well.
 """
 
 import argparse
 import itertools
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -20,14 +25,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-# The title of each run in the figures; a run that is not named here goes by the name of its folder.
-labels = {"run_0": "Gaussian embeddings, fresh for every sequence"}
-
+# Titles of runs, {"run_0": "baseline", ..}. compare.png shows the runs that are named here; without any, all of them.
+labels = {}
 
 # A model whose nearest ideal predictor is farther than this many nats behaves like none of them.
 NEITHER_NATS = 0.05
 
+# Colors of Okabe & Ito; marker and line tell the predictors apart without color.
+PREDICTORS = {
+    "kl_to_g": ("G counting", "#000000", "s", ":"),
+    "kl_to_posterior_mean": ("S posterior mean", "#0072B2", "o", "-"),
+    "kl_to_orbit": ("O Bayes over relabelled urns", "#E69F00", "^", "--"),
+    "kl_to_m": ("M Bayes over the urns", "#D55E00", "D", "-."),
+}
+MAPS = {
+    "relative_divergence": ("as requested:\ngeneralizer = raw counts G", "G"),
+    "relative_divergence_posterior_mean": ("calibrated:\ngeneralizer = posterior mean S", "S"),
+}
 REFERENCES = {"posterior_mean": "S", "orbit": "O", "memorizing": "M"}
+
+
+# ==== Reading =========================================================================================================
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -43,11 +61,8 @@ def read_run(path: Path) -> dict | None:
     try:
         results = json.loads((path / "all_results.json").read_text())
         rows, columns = (sorted(map(int, results["config"][key])) for key in ("tasks", "steps"))
-        if (
-            rows
-            and columns
-            and all(cell["n_tasks"] in rows and cell["n_steps"] in columns for cell in results["cells"])
-        ):
+        inside = all(cell["n_tasks"] in rows and cell["n_steps"] in columns for cell in results["cells"])
+        if rows and columns and inside:
             return results
         print(f"{path}: skipped, the cells of its all_results.json are not those of its configuration")
     except FileNotFoundError:
@@ -56,32 +71,58 @@ def read_run(path: Path) -> dict | None:
         print(f"{path}: skipped, its all_results.json is not that of a run ({type(error).__name__}: {error})")
 
 
-def grid(results: dict, rows: list[int], columns: list, value) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard error over seeds [rows, columns] of value(cell, column) of the cells with D = row.
+def grid_of(results: dict) -> tuple[list[int], list[int]]:
+    """Rows D and columns N of the run's grid, ascending."""
+    return sorted(results["config"]["tasks"]), sorted(results["config"]["steps"])
 
-    NaN where no cell has the value; the standard error is NaN for a single seed.
-    """
+
+def exact(cell: dict, key: str):
+    """A number of a cell or point: its exact expectation where the run has it, else the sampled one, else None."""
+    return cell.get(f"exact_{key}", cell.get(key))
+
+
+def over_seeds(values: list) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over the seeds of values [seeds] or [seeds, n]; NaN where there is none."""
+    values = np.array([np.asarray(x, float) for x in values if x is not None])
+    if len(values) == 0:
+        return np.nan, np.nan
+    return values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else values[0] * np.nan
+
+
+def grid(results: dict, value) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over seeds [D, N] of value(cell); NaN where no cell has it."""
+    rows, columns = grid_of(results)
     mean, stderr = np.full((2, len(rows), len(columns)), np.nan)
-    for (i, n_tasks), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        values = [value(cell, column) for cell in results["cells"] if cell["n_tasks"] == n_tasks]
-        values = [x for x in values if x is not None]
-        if values:
-            mean[i, j] = np.mean(values)
-        if len(values) > 1:
-            stderr[i, j] = np.std(values, ddof=1) / np.sqrt(len(values))
+    for (i, D), (j, N) in itertools.product(enumerate(rows), enumerate(columns)):
+        cells = [cell for cell in results["cells"] if (cell["n_tasks"], cell["n_steps"]) == (D, N)]
+        mean[i, j], stderr[i, j] = over_seeds([value(cell) for cell in cells])
     return mean, stderr
 
 
-def distance(cell: dict) -> float | None:
-    """Nats from the model to the nearest ideal predictor, exact where the run has it."""
-    keys = ("kl_to_g", "kl_to_m", "kl_to_posterior_mean", "kl_to_orbit")
-    values = [cell.get(f"exact_{key}", cell.get(key)) for key in keys]
-    return min((x for x in values if x is not None), default=None)
+def title_of(name: str, results: dict) -> str:
+    """The run's label; without one, its name and what kind of models it trained."""
+    kinds = {"embedding": "{} embeddings", "d_model": "d_model {}"}
+    known = [form.format(results["config"][key]) for key, form in kinds.items() if key in results["config"]]
+    return labels.get(name) or name + (f" ({', '.join(known)})" if known else "")
 
 
-def reference(cell: dict, name: str, key: str) -> float | None:
-    """What an ideal predictor would score in the model's place."""
-    return cell.get("reference", {}).get(name, {}).get(key)
+def reference(results: dict, n_tasks: int, name: str, key: str):
+    """What an ideal predictor would score in place of the models of n_tasks urns: the mean over the seeds."""
+    cells = [cell for cell in results["cells"] if cell["n_tasks"] == n_tasks]
+    return over_seeds([cell.get("reference", {}).get(name, {}).get(key) for cell in cells])[0]
+
+
+def missing_cells(results: dict) -> int:
+    """How many cells of the grid the run does not have."""
+    return int(np.isnan(grid(results, lambda cell: cell.get("relative_divergence"))[0]).sum())
+
+
+def nearest(cell: dict) -> float | None:
+    """Nats from the model to the nearest ideal predictor."""
+    return min((x for key in PREDICTORS if (x := exact(cell, key)) is not None), default=None)
+
+
+# ==== Figures =========================================================================================================
 
 
 def draw_cells(axes: plt.Axes, mean: np.ndarray, stderr: np.ndarray, rows: list, columns: list):
@@ -99,79 +140,269 @@ def draw_cells(axes: plt.Axes, mean: np.ndarray, stderr: np.ndarray, rows: list,
     return image
 
 
-def draw_heatmap(results: dict, title: str, warning: str = "") -> plt.Figure:
-    """The D x N maps of the relative divergence, against G as requested and against S, each with what the ideal
-    predictors would score in the model's place. Cells far from every ideal predictor are framed."""
-    rows, columns = sorted(results["config"]["tasks"]), sorted(results["config"]["steps"])
-    maps = {
-        "relative_divergence": ("as requested:\ngeneralizer = raw counts G", "G"),
-        "relative_divergence_posterior_mean": ("calibrated:\ngeneralizer = posterior mean S", "S"),
-    }
+def draw_map(axes: plt.Axes, results: dict, key: str):
+    """The D x N map of one number between 0 and 1; cells far from every ideal predictor have a dotted frame."""
+    rows, columns = grid_of(results)
+    image = draw_cells(axes, *grid(results, lambda cell: cell.get(key)), rows, [f"{N:,}" for N in columns])
+    for i, j in np.argwhere(grid(results, nearest)[0] > NEITHER_NATS):
+        frame = plt.Rectangle((j - 0.44, i - 0.44), 0.88, 0.88, fill=False, edgecolor="black", linestyle=":", lw=1.6)
+        axes.add_patch(frame)
+    axes.set_xlabel("training steps N")
+    return image
+
+
+def add_scale(figure: plt.Figure, image, axes) -> None:
+    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
+    bar.set_label("relative divergence")
+    bar.ax.set_yticklabels(["0  like the\n   generalizer", "0.25", "0.5", "0.75", "1  like the\n   memorizer M"])
+
+
+def notes_on(all_results: list[dict]) -> str:
+    """What frames and hatching in maps of these runs mean."""
+    notes = ""
+    if any((grid(results, nearest)[0] > NEITHER_NATS).any() for results in all_results):
+        notes += f"; dotted frame: more than {NEITHER_NATS} nats from every ideal predictor"
+    missing = sum(map(missing_cells, all_results))
+    if missing:
+        notes += f"; hatched: {missing} cells missing"
+    return notes
+
+
+def draw_heatmap(results: dict, title: str) -> plt.Figure:
+    """The maps of the relative divergence, against G as requested and against S, each with what the ideal predictors
+    would score in the model's place."""
+    rows, columns = grid_of(results)
     widths = 2 * [max(2.4, 0.85 * len(columns)), 0.62 * len(REFERENCES)]
-    figure, axes = plt.subplots(
-        1,
-        4,
-        figsize=(2.7 + sum(widths), 2.6 + 0.7 * len(rows)),
-        layout="constrained",
-        width_ratios=widths,
-    )
-    far, _ = grid(results, rows, columns, lambda cell, N: distance(cell) if cell["n_steps"] == N else None)
-    missing = 0
-    for (key, (subtitle, generalizer)), (model, ideal) in zip(maps.items(), axes.reshape(2, 2), strict=True):
-        cells = grid(results, rows, columns, lambda cell, N, key=key: cell.get(key) if cell["n_steps"] == N else None)
-        image = draw_cells(model, *cells, rows, [f"{N:,}" for N in columns])
-        missing = max(missing, int(np.isnan(cells[0]).sum()))
-        for i, j in np.argwhere(far > NEITHER_NATS):
-            box = plt.Rectangle((j - 0.44, i - 0.44), 0.88, 0.88, fill=False, edgecolor="black", linestyle=":", lw=1.6)
-            model.add_patch(box)
+    size = (2.7 + sum(widths), 2.6 + 0.7 * len(rows))
+    figure, axes = plt.subplots(1, 4, figsize=size, layout="constrained", width_ratios=widths)
+    for (key, (subtitle, generalizer)), (model, ideal) in zip(MAPS.items(), axes.reshape(2, 2), strict=True):
+        image = draw_map(model, results, key)
         model.set_title(subtitle, fontsize=10)
-        model.set_xlabel("training steps N")
-        ideals = grid(results, rows, list(REFERENCES), lambda cell, name, key=key: reference(cell, name, key))
-        draw_cells(ideal, ideals[0], np.full_like(ideals[1], np.nan), rows, list(REFERENCES.values()))
+        ideals = np.array([[reference(results, D, name, key) for name in REFERENCES] for D in rows])
+        draw_cells(ideal, ideals, np.full_like(ideals, np.nan), rows, list(REFERENCES.values()))
         ideal.set_title(f"ideal predictors\n0 = {generalizer}", fontsize=10)
         ideal.set_yticks([])
         ideal.set_xlabel("in the model's place")
     axes[0].set_ylabel("number of urns D")
-    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
-    bar.set_label("relative divergence")
-    bar.ax.set_yticklabels(["0  like the\n   generalizer", "0.25", "0.5", "0.75", "1  like the\n   memorizer M"])
-    notes = "S posterior mean, O Bayes over relabelled urns, M Bayes over urns"
-    if (far > NEITHER_NATS).any():
-        notes += f"; dotted frame: more than {NEITHER_NATS} nats from every ideal predictor"
-    if missing:
-        notes += f"; hatched: {missing} of {len(rows) * len(columns)} cells missing"
-        print(f"{title}: {missing} of {len(rows) * len(columns)} cells are missing, drawn hatched")
-    figure.suptitle(f"{title}: does the model generalize or memorize?{warning}", fontsize=12)
+    add_scale(figure, image, axes)
+    figure.suptitle(f"{title}: does the model generalize or memorize?", fontsize=12)
+    notes = "S posterior mean, O Bayes over relabelled urns, M Bayes over urns" + notes_on([results])
     figure.supxlabel(notes, fontsize=8)
     return figure
+
+
+def panels(results: dict, n_rows: int, height: float) -> tuple[plt.Figure, np.ndarray]:
+    """Figure and axes [n_rows, D]: one column of panels per number of urns."""
+    rows, _ = grid_of(results)
+    size = (max(7.5, 1.2 + 2.9 * len(rows)), 1.6 + height * n_rows)
+    figure, axes = plt.subplots(
+        n_rows, len(rows), figsize=size, layout="constrained", sharex="row", sharey="row", squeeze=False
+    )
+    for top, D in zip(axes[0], rows, strict=True):
+        top.set_title(f"D = {D} urns", fontsize=10)
+    for panel in axes.flat:
+        panel.grid(color="0.9")
+        panel.set_axisbelow(True)
+    return figure, axes
+
+
+def add_legend(figure: plt.Figure, *sources: plt.Axes) -> None:
+    """One legend below the panels for everything that is labelled in these axes."""
+    entries = {}
+    for axes in sources:
+        entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if entries:
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+
+
+def draw_distance(results: dict, title: str) -> plt.Figure:
+    """KL from each ideal predictor to the models against N, and the mixture of S, O and M that is nearest to them."""
+    rows, columns = grid_of(results)
+    figure, axes = panels(results, 2, 2.6)
+    means = {key: grid(results, lambda cell, key=key: exact(cell, key)) for key in PREDICTORS}
+    weights = {name: grid(results, lambda cell, name=name: exact(cell, f"weight_{name}"))[0] for name in REFERENCES}
+    residual, _ = grid(results, lambda cell: exact(cell, "mixture_residual"))
+    hatches = {"posterior_mean": "", "orbit": "///", "memorizing": "xx"}
+    for i, (D, above, below) in enumerate(zip(rows, *axes, strict=True)):
+        for key, (label, color, marker, line) in PREDICTORS.items():
+            mean, stderr = means[key][0][i], np.nan_to_num(means[key][1][i])
+            above.errorbar(columns, mean, stderr, label=f"from {label}", color=color, marker=marker, ls=line, capsize=3)
+        floor = reference(results, D, "orbit", "kl_to_m")
+        above.axhline(floor, color="#D55E00", lw=1, label="floor: what O has from M, for lex-invariant models")
+        above.set(xscale="log", yscale="log")
+        above.set_xticks(columns, [f"{N:,}" for N in columns], rotation=30)
+        above.minorticks_off()
+        bottom = np.zeros(len(columns))
+        for name, letter in REFERENCES.items():
+            color = PREDICTORS[{"memorizing": "kl_to_m"}.get(name, f"kl_to_{name}")][1]
+            below.bar(
+                range(len(columns)),
+                np.nan_to_num(weights[name][i]),
+                0.8,
+                bottom,
+                label=f"weight of {letter}",
+                color=color,
+                hatch=hatches[name],
+                edgecolor="white",
+            )
+            bottom += np.nan_to_num(weights[name][i])
+        for j, value in enumerate(residual[i]):
+            below.text(j, 1.02, "" if np.isnan(value) else f"{value:.3f}", ha="center", fontsize=8)
+        below.set(ylim=(0, 1.15), xlabel="training steps N")
+        below.set_xticks(range(len(columns)), [f"{N:,}" for N in columns], rotation=30)
+    axes[0, 0].set_ylabel("KL to the model (nats)")
+    axes[1, 0].set_ylabel("nearest mixture of S, O, M\n(above: nats that it misses)")
+    add_legend(figure, axes[0, 0], axes[1, 0])
+    figure.suptitle(f"{title}: how far from each ideal predictor?", fontsize=12)
+    return figure
+
+
+def draw_curves(results: dict, title: str) -> plt.Figure:
+    """Training loss, with what the Bayes-optimal predictors would have, and relative divergence over training steps."""
+    rows, _ = grid_of(results)
+    figure, axes = panels(results, 2, 2.4)
+    lines = {
+        "loss": ("training loss (mean of 100 steps)", "#000000", "-"),
+        "relative_divergence": ("relative divergence, 0 = G", "#D55E00", "--"),
+        "relative_divergence_posterior_mean": ("relative divergence, 0 = S", "#0072B2", "-"),
+    }
+    for D, above, below in zip(rows, *axes, strict=True):
+        own = [t for t in results["trajectories"] if t["n_tasks"] == D]
+        for steps in sorted({tuple(t["curves"]["step"]) for t in own}):
+            curves = [t["curves"] for t in own if tuple(t["curves"]["step"]) == steps]
+            for key, (label, color, line) in lines.items():
+                mean, stderr = over_seeds([exact(curve, key) for curve in curves])
+                if np.ndim(mean) == 0:
+                    continue
+                panel = above if key == "loss" else below
+                panel.plot(steps, mean, label=label, color=color, ls=line, marker=".")
+                panel.fill_between(steps, mean - stderr, mean + stderr, color=color, alpha=0.25, lw=0)
+        for name, label, line in (("memorizing", "entropy floor: M", "-."), ("orbit", "O", "--")):
+            what = f"{label}, Bayes-optimal{'' if name == 'memorizing' else ' if lex-invariant'}"
+            color = PREDICTORS["kl_to_m" if name == "memorizing" else "kl_to_orbit"][1]
+            above.axhline(reference(results, D, name, "expected_loss"), color=color, ls=line, lw=1.2, label=what)
+        below.set(xscale="log", ylim=(-0.03, 1.03), xlabel="training steps")
+        above.set(xscale="log")
+    axes[0, 0].set_ylabel("loss (nats per draw)")
+    axes[1, 0].set_ylabel("relative divergence")
+    add_legend(figure, axes[0, 0], axes[1, 0])
+    figure.suptitle(f"{title}: learning curves", fontsize=12)
+    return figure
+
+
+def draw_positions(results: dict, title: str) -> plt.Figure:
+    """KL from S and from M to the models, after 1, 2, .. draws: where in the sequence the strategy shows."""
+    rows, columns = grid_of(results)
+    figure, axes = panels(results, 2, 2.4)
+    shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(columns)))
+    for (key, letter), line_of_axes in zip({"posterior_mean": "S", "m": "M"}.items(), axes, strict=True):
+        name = f"kl_to_{key}_by_length"
+        for D, panel in zip(rows, line_of_axes, strict=True):
+            for N, shade, marker in zip(columns, shades, itertools.cycle("osD^v"), strict=False):
+                cells = [cell for cell in results["cells"] if (cell["n_tasks"], cell["n_steps"]) == (D, N)]
+                mean, stderr = over_seeds([exact(cell, name) for cell in cells])
+                if np.ndim(mean) == 0:
+                    continue
+                lengths = range(1, len(mean) + 1)
+                panel.errorbar(
+                    lengths,
+                    mean,
+                    np.nan_to_num(stderr),
+                    color=shade,
+                    marker=marker,
+                    ms=4,
+                    capsize=2,
+                    label=f"N = {N:,}",
+                )
+            other = reference(results, D, "orbit", name)
+            if np.ndim(other):
+                panel.plot(range(1, len(other) + 1), other, color="black", ls="--", label="O in the model's place")
+            panel.set(yscale="log")
+        line_of_axes[0].set_ylabel(f"KL from {letter} (nats)")
+    for panel in axes[1]:
+        panel.set_xlabel("draws in the context")
+    add_legend(figure, axes[0, 0])
+    figure.suptitle(f"{title}: where in the sequence does the strategy show?", fontsize=12)
+    return figure
+
+
+def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
+    """The maps of several runs side by side, as requested above and calibrated below."""
+    widths = [max(2.6, 0.85 * len(grid_of(results)[1])) for results in runs.values()]
+    tall = max(len(grid_of(results)[0]) for results in runs.values())
+    size = (2.4 + sum(widths), 2.2 + 1.4 * tall)
+    figure, axes = plt.subplots(2, len(runs), figsize=size, layout="constrained", width_ratios=widths, squeeze=False)
+    for (name, results), (above, below) in zip(runs.items(), axes.T, strict=True):
+        for (key, (_, generalizer)), panel in zip(MAPS.items(), (above, below), strict=True):
+            image = draw_map(panel, results, key)
+            panel.set_ylabel(f"0 = like {generalizer}\nnumber of urns D" if panel in axes[:, 0] else "")
+        above.set_xlabel("")
+        above.set_title(textwrap.fill(titles[name], int(10 * widths[0])), fontsize=10)
+    add_scale(figure, image, axes)
+    figure.suptitle(
+        "Does the model generalize or memorize? Against raw counts G (top) and posterior mean S (bottom)", fontsize=12
+    )
+    figure.supxlabel(notes_on(list(runs.values())).removeprefix("; "), fontsize=8)
+    return figure
+
+
+# ==== Main ============================================================================================================
+
+
+def print_table(runs: dict[str, dict]) -> None:
+    """One line per number of the maps: run, cell, key, mean and standard error over the seeds."""
+    for name, results in runs.items():
+        rows, columns = grid_of(results)
+        for key in MAPS:
+            mean, stderr = grid(results, lambda cell, key=key: cell.get(key))
+            for i, j in np.ndindex(mean.shape):
+                error = "" if np.isnan(stderr[i, j]) else f" ± {stderr[i, j]:.4f}"
+                print(f"{name} D{rows[i]}_N{columns[j]} {key}: {mean[i, j]:.4f}{error}")
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    print(path)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="folder with the runs")
     folder = parser.parse_args(argv).folder
-    runs = find_runs(folder or Path(".")) or ([] if folder else find_runs(Path("results")))
-    for name in labels if runs else ():
-        if name not in {path.name for path in runs}:
+    paths = find_runs(folder or Path(".")) or ([] if folder else find_runs(Path("results")))
+    runs = {path: results for path in paths if (results := read_run(path)) is not None}
+    if not runs:
+        print(f"plot.py: no run to draw in {folder or 'this folder or results/'}", file=sys.stderr)
+        return 1
+    for name in labels:
+        if name not in {path.name for path in paths}:
             print(f"{name}: in labels, but there is no such run here")
-    results = {path: read_run(path) for path in runs}
-    results = {path: run for path, run in results.items() if run is not None}
-    yardsticks = {path: (run.get("environment") or {}).get("yardstick_sha256") for path, run in results.items()}
+
+    yardsticks = {path: (results.get("environment") or {}).get("yardstick_sha256") for path, results in runs.items()}
     first = next((path for path, yardstick in yardsticks.items() if yardstick), None)
-    for path, run in results.items():
-        warning = ""
+    titles = {}
+    for path, results in runs.items():
+        titles[path.name] = title_of(path.name, results)
         if first and yardsticks[path] != yardsticks[first]:
             what = f"another yardstick than {first.name}" if yardsticks[path] else "an unknown yardstick"
-            warning = f"\nmeasured with {what}: compare with care"
+            titles[path.name] += f"\nmeasured with {what}: compare with care"
             print(f"{path.name}: measured with {what} (yardstick_sha256): compare with care")
-        figure = draw_heatmap(run, labels.get(path.name, path.name), warning)
-        target = path.parent / f"heatmap_{path.name}.png"
-        figure.savefig(target, dpi=150)
-        plt.close(figure)
-        print(target)
-    if not results:
-        print(f"plot.py: no run to draw in {folder or 'this folder or results/'}", file=sys.stderr)
-    return 0 if results else 1
+        if missing := missing_cells(results):
+            print(f"{path.name}: {missing} cells of its grid are missing, drawn hatched")
+        for name, draw in (
+            ("heatmap", draw_heatmap),
+            ("distance", draw_distance),
+            ("curves", draw_curves),
+            ("positions", draw_positions),
+        ):
+            save(draw(results, titles[path.name]), path.parent / f"{name}_{path.name}.png")
+
+    compared = {path.name: results for path, results in runs.items() if path.name in labels}
+    compared = compared or {path.name: results for path, results in runs.items()}
+    save(draw_compare(compared, titles), next(iter(runs)).parent / "compare.png")
+    print_table(compared)
+    return 0
 
 
 if __name__ == "__main__":

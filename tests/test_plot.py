@@ -20,7 +20,14 @@ def results(seeds=1, shift=0.0) -> dict:
             for seed in range(seeds):
                 value = 0.1 + 0.1 * (2 * i + j) + 0.01 * seed + shift
                 reference = {
-                    name: {"relative_divergence": r + i / 100, "relative_divergence_posterior_mean": r / 2 + i / 100}
+                    name: {
+                        "relative_divergence": r + i / 100,
+                        "relative_divergence_posterior_mean": r / 2 + i / 100,
+                        "kl_to_m": (1 - r) / 10 + i / 100,
+                        "expected_loss": 1.2 + r / 10 + i / 100,
+                        "kl_to_posterior_mean_by_length": [0.01, 0.02, 0.03],
+                        "kl_to_m_by_length": [0.03, 0.02, 0.01],
+                    }
                     for name, r in {"posterior_mean": 0.6, "orbit": 0.7, "memorizing": 0.9}.items()
                 }
                 cells.append(
@@ -33,11 +40,31 @@ def results(seeds=1, shift=0.0) -> dict:
                         "exact_kl_to_g": 0.3,
                         "exact_kl_to_m": 0.3,
                         "exact_kl_to_posterior_mean": 0.2 if j == 0 else 0.01,
-                        "exact_kl_to_orbit": 0.3,
+                        "exact_kl_to_orbit": 0.4 + value,
+                        "exact_weight_posterior_mean": 0.5,
+                        "exact_weight_orbit": 0.5 - value / 10,
+                        "exact_weight_memorizing": value / 10,
+                        "exact_mixture_residual": value / 7,
+                        "exact_kl_to_posterior_mean_by_length": [value, value / 2, value / 3],
+                        "exact_kl_to_m_by_length": [value / 3, value / 2, value],
                         "reference": reference,
                     }
                 )
-    return {"config": {"tasks": TASKS, "steps": STEPS}, "cells": cells}
+    curves = [
+        {
+            "n_tasks": D,
+            "seed": seed,
+            "curves": {
+                "step": [10, 100, 2000],
+                "loss": [1.4 + seed / 10, 1.35, 1.3 + shift],
+                "relative_divergence": [0.5, 0.6 + shift, 0.7],
+                "relative_divergence_posterior_mean": [0.5, 0.4 + shift, 0.3],
+            },
+        }
+        for D in TASKS
+        for seed in range(seeds)
+    ]
+    return {"config": {"tasks": TASKS, "steps": STEPS}, "trajectories": curves, "cells": cells}
 
 
 def write(folder, name, content):
@@ -80,7 +107,7 @@ def test_cells_far_from_every_ideal_predictor_are_framed():
     assert framed == {(0, 0), (0, 1), (0, 2)}  # the column of the small N
 
 
-def test_missing_cells_are_hatched_and_said(capsys):
+def test_missing_cells_are_hatched_and_said():
     partial = results()
     del partial["cells"][3]
     figure = plot.draw_heatmap(partial, "a run")
@@ -88,7 +115,7 @@ def test_missing_cells_are_hatched_and_said(capsys):
     hatched = [box for box in axes.patches if box.get_hatch()]
     assert [(box.get_x(), box.get_y()) for box in hatched] == [(0.5, 0.5)]
     assert len(axes.texts) == 5 and axes.images[0].get_array().mask.sum() == 1
-    assert "1 of 6 cells are missing" in capsys.readouterr().out
+    assert "1 cells missing" in figure.get_supxlabel()
 
 
 def test_order_of_flags_does_not_change_the_map():
@@ -109,7 +136,9 @@ def test_a_folder_that_is_no_run_is_named_and_skipped(tmp_path):
     done = launch(tmp_path, script=ROOT / "plot.py")
     assert done.returncode == 0, done.stderr
     assert "run_1: skipped" in done.stdout and "run_2: skipped" in done.stdout
-    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["heatmap_run_0.png", "heatmap_run_10.png"]
+    kinds = ("curves", "distance", "heatmap", "positions")
+    wanted = [f"{kind}_{run}.png" for kind in kinds for run in ("run_0", "run_10")]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == sorted([*wanted, "compare.png"])
 
 
 def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, monkeypatch, capsys):
@@ -127,13 +156,95 @@ def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, mon
 
 def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plot, "labels", {"run_0": "my idea", "run_7": "gone"})
-    write(tmp_path, "run_0", results())
-    titles = []
-    draw = plot.draw_heatmap
-    monkeypatch.setattr(plot, "draw_heatmap", lambda run, title, warning: titles.append(title) or draw(run, title))
+    for name in ("run_0", "run_1"):
+        write(tmp_path, name, results())
+    titles, compared = [], []
+    draw, compare = plot.draw_heatmap, plot.draw_compare
+    monkeypatch.setattr(plot, "draw_heatmap", lambda run, title: titles.append(title) or draw(run, title))
+    monkeypatch.setattr(plot, "draw_compare", lambda runs, titles: compared.extend(runs) or compare(runs, titles))
     assert plot.main([str(tmp_path)]) == 0
-    assert titles == ["my idea"]
-    assert [line for line in capsys.readouterr().out.splitlines() if "run_7" in line] != []
+    assert titles == ["my idea", "run_1"] and compared == ["run_0"]
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if "run_7" in line]) == 1
+    assert "run_0 D16_N2000 relative_divergence: 0.6000\n" in out and "run_1 D16" not in out
+
+
+def test_a_run_without_a_label_goes_by_what_it_trained(tmp_path, monkeypatch):
+    write(tmp_path, "run_0", results() | {"config": {"tasks": TASKS, "steps": STEPS, "embedding": "fixed"}})
+    titles, draw = [], plot.draw_heatmap
+    monkeypatch.setattr(plot, "draw_heatmap", lambda run, title: titles.append(title) or draw(run, title))
+    assert plot.main([str(tmp_path)]) == 0
+    assert titles == ["run_0 (fixed embeddings)"]
+
+
+def line_of(axes, label):
+    """Points [n, 2] of the line or error bars with this label."""
+    handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    handle = next(handle for text, handle in handles.items() if label in text)
+    return np.array((handle[0] if hasattr(handle, "lines") else handle).get_xydata())
+
+
+def test_distances_their_errors_the_floor_and_the_nearest_mixture_are_drawn():
+    figure = plot.draw_distance(results(seeds=3), "a run")
+    above, below = figure.axes[2], figure.axes[5]  # D = 16
+    assert "16" in above.get_title() and "nats" in figure.axes[0].get_ylabel()
+    values = np.array([0.51, 0.61])
+    np.testing.assert_allclose(line_of(above, "from O"), np.stack([STEPS, 0.4 + values], 1))
+    np.testing.assert_allclose(line_of(above, "from G"), [[100, 0.3], [2000, 0.3]])
+    np.testing.assert_allclose(line_of(above, "floor")[:, 1], 0.03 + 0.02)
+    bars = next(c for c in above.containers if "O" in c.get_label()).lines[2][0].get_segments()
+    np.testing.assert_allclose(bars[0][:, 1], 0.4 + 0.51 + 0.01 / np.sqrt(3) * np.array([-1, 1]))
+    weights = np.array([[bar.get_height() for bar in c] for c in below.containers])
+    np.testing.assert_allclose(weights, [[0.5, 0.5], 0.5 - values / 10, values / 10])
+    assert texts(below) == [f"{value / 7:.3f}" for value in values]
+
+
+def test_curves_show_mean_error_and_what_bayes_optimal_predictors_lose():
+    figure = plot.draw_curves(results(seeds=2), "a run")
+    above, below = figure.axes[0], figure.axes[3]  # D = 4
+    np.testing.assert_allclose(line_of(above, "training loss"), [[10, 1.45], [100, 1.35], [2000, 1.3]])
+    np.testing.assert_allclose(line_of(above, "entropy floor")[:, 1], 1.29)
+    np.testing.assert_allclose(line_of(above, "O, Bayes")[:, 1], 1.27)
+    np.testing.assert_allclose(line_of(below, "0 = S")[:, 1], [0.5, 0.4, 0.3])
+    band = above.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [1.3, 1.5])
+
+
+def test_positions_show_kl_by_context_length():
+    figure = plot.draw_positions(results(), "a run")
+    s, m = figure.axes[1], figure.axes[4]  # D = 8
+    np.testing.assert_allclose(line_of(s, "N = 2,000"), [[1, 0.4], [2, 0.2], [3, 0.4 / 3]])
+    np.testing.assert_allclose(line_of(m, "N = 100")[:, 1], [0.1, 0.15, 0.3])
+    np.testing.assert_allclose(line_of(m, "O in the")[:, 1], [0.03, 0.02, 0.01])
+
+
+def test_compare_draws_every_run_with_its_own_grid():
+    other = results(shift=0.2)
+    other["cells"] = [cell for cell in other["cells"] if cell["n_tasks"] == 8]
+    other["config"] = {"tasks": [8], "steps": STEPS}
+    figure = plot.draw_compare({"run_0": results(), "run_1": other}, {"run_0": "first", "run_1": "second"})
+    maps = [axes for axes in figure.axes if axes.images and axes.get_xticklabels()[0].get_text() == "100"]
+    assert [axes.get_title() for axes in maps] == ["first", "second", "", ""]
+    np.testing.assert_allclose(maps[0].images[0].get_array(), [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    np.testing.assert_allclose(maps[1].images[0].get_array(), [[0.5, 0.6]])
+    np.testing.assert_allclose(maps[3].images[0].get_array(), [[0.25, 0.3]])
+
+
+@pytest.mark.parametrize("draw", [plot.draw_distance, plot.draw_curves, plot.draw_positions, plot.draw_heatmap])
+def test_every_figure_is_drawn_from_partial_runs_and_differs_when_the_data_differ(draw):
+    def drawn(run):
+        figure = draw(run, "")
+        lines = [line.get_xydata().tolist() for axes in figure.axes for line in axes.lines]
+        images = [np.ma.filled(image.get_array(), -1).tolist() for axes in figure.axes for image in axes.images]
+        return lines + images
+
+    assert drawn(results()) != drawn(results(shift=0.05))
+    assert drawn(results()) == drawn(results())
+    partial = results()
+    del partial["cells"][3], partial["trajectories"][1]
+    drawn(partial)
+    bare = {"config": results()["config"], "trajectories": [], "cells": []}
+    drawn(bare)
 
 
 def test_a_run_without_cells_is_all_hatched_and_one_without_references_still_drawn(capsys):
@@ -162,10 +273,10 @@ def test_damaged_json_is_skipped(tmp_path, content, capsys):
 
 
 def test_runs_measured_with_another_yardstick_are_marked(tmp_path, monkeypatch, capsys):
-    warnings, draw = [], plot.draw_heatmap
-    monkeypatch.setattr(plot, "draw_heatmap", lambda *arguments: warnings.append(arguments[2]) or draw(*arguments))
+    titles, draw = [], plot.draw_heatmap
+    monkeypatch.setattr(plot, "draw_heatmap", lambda run, title: titles.append(title) or draw(run, title))
     for name, yardstick in {"run_0": "a", "run_1": "a", "run_2": "b", "run_3": None}.items():
         write(tmp_path, name, {**results(), "environment": {"yardstick_sha256": yardstick}})
     assert plot.main([str(tmp_path)]) == 0
-    assert warnings[:2] == ["", ""] and "another yardstick than run_0" in warnings[2] and "unknown" in warnings[3]
+    assert titles[:2] == ["run_0", "run_1"] and "another yardstick than run_0" in titles[2] and "unknown" in titles[3]
     assert "run_2: measured with another yardstick" in capsys.readouterr().out

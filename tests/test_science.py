@@ -222,7 +222,7 @@ def test_training_starts_near_the_uniform_prediction():
 def test_a_lex_invariant_model_learns_to_count(tmp_path):
     """Closer to S than any predictor can be that knows the last draw alone, and no color by name."""
     bed = TestBed(Config(n_test=4), 4, 0)
-    last, weights, S = bed.contexts[:, -1:], bed.weights["exact_"], bed.ideals["posterior_mean"]
+    last, weights, S = bed.contexts[:, -1:], bed.weights["exact_"], bed.ideals["posterior_mean"][:, -1]
     floor = math.inf
     for repeat in torch.linspace(0.25, 0.6, 36):
         from_last = ((1 - repeat) / 3).expand(S.shape).double().scatter(1, last, repeat.item())
@@ -234,19 +234,16 @@ def test_a_lex_invariant_model_learns_to_count(tmp_path):
 
 
 def softened(contexts: torch.Tensor) -> torch.Tensor:
-    return experiment.posterior_mean_predictor(contexts, 4, 3.0)
+    """A generalizer that smoothes too much, after each draw: [n, C] -> [n, C, m]."""
+    lengths = range(1, contexts.shape[1] + 1)
+    return torch.stack([experiment.posterior_mean_predictor(contexts[:, :t], 4, 3.0) for t in lengths], 1)
 
 
 @pytest.mark.parametrize("kind", ["exact_", "exact_fresh_"])
 def test_exact_expectation_is_the_average_over_very_many_sampled_contexts(kind):
-    config = Config(alpha=0.7, seq_len=6)
-    bed = TestBed(config, 4, 1)
+    bed = TestBed(Config(alpha=0.7, seq_len=6), 4, 1)
     assert bed.weights[kind].sum().item() == pytest.approx(1, abs=1e-12)
-    exact = bed.expect(bed.divergences(softened(bed.contexts)), "exact_")
-    if kind == "exact_fresh_":  # the same weighted sums with the other weights
-        divergences = bed.divergences(softened(bed.contexts))
-        exact = {key: (bed.weights[kind] @ divergences[key]).item() for key in exact if key.startswith("kl_to_")}
-
+    numbers = bed.measure(softened(bed.contexts))
     rng, n = np.random.default_rng(5), 200_000
     urns = bed.urns.numpy()[rng.integers(4, size=n)] if kind == "exact_" else rng.dirichlet([0.7] * 4, size=n)
     contexts = torch.from_numpy((rng.random((n, 5, 1)) > urns.cumsum(1)[:, None, :3]).sum(2))
@@ -256,17 +253,22 @@ def test_exact_expectation_is_the_average_over_very_many_sampled_contexts(kind):
         "kl_to_posterior_mean": experiment.posterior_mean_predictor(contexts, 4, 0.7),
         "kl_to_orbit": experiment.orbit_memorizing_predictor(contexts, bed.urns),
     }
+    seen = 0
     for key, ideal in ideals.items():
-        values = experiment.kl_divergence(ideal, softened(contexts)).numpy()
-        assert abs(values.mean() - exact[key]) < 5 * values.std() / math.sqrt(n), key
+        if kind + key in numbers:
+            values = experiment.kl_divergence(ideal, softened(contexts)[:, -1]).numpy()
+            assert abs(values.mean() - numbers[kind + key]) < 5 * values.std() / math.sqrt(n), key
+            seen += 1
+    assert seen == (4 if kind == "exact_" else 2)
 
 
 def test_sampled_expectation_is_the_plain_mean_over_the_test_contexts():
     config = Config(n_test=50)
     bed = TestBed(config, 8, 0)
-    P = softened(bed.contexts)
-    numbers = bed.measure(P)
-    G, M, S = (bed.ideals[key][:50] for key in ("g", "m", "posterior_mean"))
+    numbers, P = bed.measure(softened(bed.contexts)), softened(bed.contexts)[:, -1]
+    G = experiment.counting_predictor(bed.contexts[:50], 4)
+    M = experiment.memorizing_predictor(bed.contexts[:50], bed.urns)
+    S, fresh_S = experiment.posterior_mean_predictor(bed.contexts[:100], 4, 1.0).split(50)
     kl = experiment.kl_divergence
     assert numbers["kl_to_g"] == pytest.approx(kl(G, P[:50]).mean().item())
     assert numbers["relative_divergence"] == pytest.approx(
@@ -278,23 +280,112 @@ def test_sampled_expectation_is_the_plain_mean_over_the_test_contexts():
 
     r = (J(P[:50], S) - J(P[:50], M)) / J(S, M)
     assert numbers["d_rel"] == pytest.approx(min(max((r + 1) / 2, 0), 1))
-    fresh_S = bed.ideals["posterior_mean"][50:100]
     assert numbers["fresh_kl_to_posterior_mean"] == pytest.approx(kl(fresh_S, P[50:100]).mean().item())
 
 
-def test_reference_is_what_each_ideal_predictor_would_score():
-    bed = TestBed(Config(n_test=8), 4, 0)
+def plain_bayes(context, urns: np.ndarray) -> np.ndarray:
+    likelihoods = np.prod(urns[:, list(context)], axis=1)
+    return likelihoods @ urns / likelihoods.sum()
+
+
+def plain_kl(p, q) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a)
+
+
+def test_references_and_every_context_length_equal_plain_sums_over_all_contexts():
+    m, C, alpha = 3, 4, 0.8
+    bed = TestBed(Config(n_colors=m, seq_len=C + 1, alpha=alpha, n_test=8), 5, 2)
+    urns = bed.urns.numpy()
+    relabelled = np.concatenate([urns[:, list(order)] for order in itertools.permutations(range(m))])
+    predictors = {
+        "g": lambda x: np.bincount(x, minlength=m) / len(x),
+        "posterior_mean": lambda x: (np.bincount(x, minlength=m) + alpha) / (len(x) + m * alpha),
+        "orbit": lambda x: plain_bayes(x, relabelled),
+        "m": lambda x: plain_bayes(x, urns),
+    }
+
+    def model(x):
+        return (np.bincount(x, minlength=m) + 2) / (len(x) + 2 * m)
+
+    def expect(value, length):
+        """Mean of value(context) over all contexts of this length."""
+        contexts = itertools.product(range(m), repeat=length)
+        return sum(np.prod(urns[:, list(x)], axis=1).mean() * value(list(x)) for x in contexts)
+
+    def kl(p, q, length=C):
+        return expect(lambda x: plain_kl(p(x), q(x)), length)
+
+    names = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}
+    M = predictors["m"]
+    for name, key in names.items():
+        own, reference = predictors[key], bed.reference[name]
+        for other, ideal in predictors.items():
+            assert reference[f"kl_to_{other}"] == pytest.approx(kl(ideal, own), rel=1e-9, abs=1e-12)
+        to_g, to_s, to_m = (kl(predictors[other], own) for other in ("g", "posterior_mean", "m"))
+        assert reference["relative_divergence"] == pytest.approx(to_g / (to_g + to_m))
+        assert reference["relative_divergence_posterior_mean"] == pytest.approx(to_s / (to_s + to_m), abs=1e-12)
+        loss = [expect(lambda x: -sum(M(x) * np.log(own(x))), t) for t in range(1, C + 1)]  # noqa: B023
+        assert reference["expected_loss"] == pytest.approx(np.mean(loss), rel=1e-9)
     assert bed.reference["memorizing"]["relative_divergence"] == 1
-    assert bed.reference["memorizing"]["kl_to_m"] == 0
-    assert bed.reference["posterior_mean"]["relative_divergence_posterior_mean"] == 0
     assert bed.reference["posterior_mean"]["d_rel"] == 0
-    total = 0.0  # one reference number by an independent sum over all contexts
-    for context in itertools.product(range(4), repeat=7):
-        probability = np.prod(bed.urns.numpy()[:, list(context)], axis=1).mean()
-        counts = np.bincount(context, minlength=4)
-        g, s = counts / 7, (counts + 1) / 11
-        total += probability * sum(g[k] * math.log(g[k] / s[k]) for k in range(4) if g[k])
-    assert bed.reference["posterior_mean"]["kl_to_g"] == pytest.approx(total, rel=1e-10)
+    losses = [bed.reference[name]["expected_loss"] for name in ("memorizing", "orbit", "posterior_mean")]
+    assert losses == sorted(losses)
+
+    P = torch.tensor(np.array([[model(x[:t].numpy()) for t in range(1, C + 1)] for x in bed.contexts]))
+    numbers = bed.measure(P)
+    for key in names.values():
+        wanted = [kl(predictors[key], model, t) for t in range(1, C + 1)]
+        np.testing.assert_allclose(numbers[f"exact_kl_to_{key}_by_length"], wanted, rtol=1e-9)
+        assert numbers[f"exact_kl_to_{key}"] == pytest.approx(wanted[-1])
+
+
+def test_strategy_weights_equal_a_grid_search():
+    bed = TestBed(Config(n_test=8), 4, 0)
+    strategies = torch.stack([bed.ideals[key][:, -1] for key in ("posterior_mean", "orbit", "m")])
+    weights = bed.weights["exact_"]
+    S, M, mean = strategies[0], strategies[2], strategies.mean(0)
+    uniform = torch.full_like(S, 0.25)
+    for P in (mean, 0.7 * S + 0.3 * uniform, (S**0.5 * M**0.5), 0.9 * M + 0.1 * uniform):
+        P = P / P.sum(1, keepdim=True)
+        found, residual = experiment.mixture_weights(P, strategies, weights)
+        assert found.min() >= 0 and found.sum().item() == pytest.approx(1, abs=1e-12)
+        best, where = math.inf, None
+        for a, b in itertools.product(range(21), repeat=2):
+            if a + b <= 20:
+                point = torch.tensor([a, b, 20 - a - b]) / 20
+                mixture = torch.einsum("j,jnm->nm", point.double(), strategies)
+                best, where = min((best, where), ((weights @ experiment.kl_divergence(P, mixture)).item(), point))
+        mixture = torch.einsum("j,jnm->nm", found, strategies)
+        assert residual == pytest.approx((weights @ experiment.kl_divergence(P, mixture)).item(), abs=1e-12)
+        assert residual <= best + 1e-12
+        np.testing.assert_allclose(found, where, atol=0.05)
+
+
+def test_strategy_weights_are_optimal_to_1e_8():
+    """By the bound of convex duality, for components that are nearly or exactly the same or nearly zero as well."""
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        n, m, alpha = [(20, 4), (200, 3), (5, 2)][trial % 3] + ((0.01, 0.05, 1.0, 5.0)[trial % 4],)
+        components = rng.dirichlet([alpha] * m, size=(3, n))
+        components[0] = 0.99 * components[0] + 0.01 / m
+        if trial % 5 == 0:
+            components[1] = components[0] + (trial % 2) * 1e-6 * (components[1] - components[0])
+        P, true = rng.dirichlet([1] * m, size=n), rng.dirichlet([1] * 3)
+        if trial % 2:
+            P = 0.999 * np.einsum("j,jnm->nm", true, components) + 0.001 * P
+        weights = rng.dirichlet([1] * n)
+        arguments = (torch.from_numpy(x) for x in (P, components, weights))
+        found, residual = experiment.mixture_weights(*arguments)
+        mixture = np.einsum("j,jnm->nm", found.numpy(), components)
+        gap = max(sum((weights[:, None] * P * component / mixture).flat) for component in components) - 1
+        assert gap < 1e-8 and found.sum().item() == pytest.approx(1, abs=1e-12) and found.min() >= 0, trial
+        if trial % 2:
+            assert residual < 0.01
+    pure = TestBed(Config(n_test=8), 4, 0)
+    strategies = torch.stack([pure.ideals[key][:, -1] for key in ("posterior_mean", "orbit", "m")])
+    for k in range(3):
+        found, residual = experiment.mixture_weights(strategies[k], strategies, pure.weights["exact_"])
+        assert found[k].item() == pytest.approx(1, abs=1e-4) and residual == pytest.approx(0, abs=1e-8)
 
 
 def test_exact_evaluation_switches_itself_off():
