@@ -212,7 +212,7 @@ def add_legend(figure: plt.Figure, *sources: plt.Axes) -> None:
     for axes in sources:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
 
 
 def draw_distance(results: dict, title: str) -> plt.Figure:
@@ -228,30 +228,28 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
             mean, stderr = means[key][0][i], np.nan_to_num(means[key][1][i])
             above.errorbar(columns, mean, stderr, label=f"from {label}", color=color, marker=marker, ls=line, capsize=3)
         floor = reference(results, D, "orbit", "kl_to_m")
-        above.axhline(floor, color="#D55E00", lw=1, label="floor: what O has from M, for lex-invariant models")
+        above.axhline(floor, color="#D55E00", lw=1, label="floor of M for lex-invariant models: KL from M to O")
         above.set(xscale="log", yscale="log")
         above.set_xticks(columns, [f"{N:,}" for N in columns], rotation=30)
         above.minorticks_off()
         bottom = np.zeros(len(columns))
         for name, letter in REFERENCES.items():
-            color = PREDICTORS[{"memorizing": "kl_to_m"}.get(name, f"kl_to_{name}")][1]
-            below.bar(
-                range(len(columns)),
-                np.nan_to_num(weights[name][i]),
-                0.8,
-                bottom,
-                label=f"weight of {letter}",
-                color=color,
-                hatch=hatches[name],
-                edgecolor="white",
-            )
-            bottom += np.nan_to_num(weights[name][i])
-        for j, value in enumerate(residual[i]):
-            below.text(j, 1.02, "" if np.isnan(value) else f"{value:.3f}", ha="center", fontsize=8)
+            color = PREDICTORS[f"kl_to_{'m' if name == 'memorizing' else name}"][1]
+            heights = np.nan_to_num(weights[name][i])
+            style = {"facecolor": color, "hatch": hatches[name], "edgecolor": "white"}
+            below.fill_between([], [], [], label=f"weight of {letter}", **style)  # what the legend shows
+            bars = below.bar(range(len(columns)), heights, 0.8, bottom, **style)
+            for bar, nats in zip(bars, residual[i], strict=True):
+                bar.set_alpha(0.3 if nats > NEITHER_NATS else 1)
+            bottom += heights
+        for j, nats in enumerate(residual[i]):
+            below.text(j, 1.04, "" if np.isnan(nats) else f"{nats:.3f}", ha="center", fontsize=8)
         below.set(ylim=(0, 1.15), xlabel="training steps N")
         below.set_xticks(range(len(columns)), [f"{N:,}" for N in columns], rotation=30)
     axes[0, 0].set_ylabel("KL to the model (nats)")
-    axes[1, 0].set_ylabel("nearest mixture of S, O, M\n(above: nats that it misses)")
+    axes[1, 0].set_ylabel(
+        f"nearest mixture of S, O, M\n(above: nats from it to the model;\npale: more than {NEITHER_NATS})"
+    )
     add_legend(figure, axes[0, 0], axes[1, 0])
     figure.suptitle(f"{title}: how far from each ideal predictor?", fontsize=12)
     return figure
@@ -316,7 +314,7 @@ def draw_positions(results: dict, title: str) -> plt.Figure:
                 )
             other = reference(results, D, "orbit", name)
             if np.ndim(other):
-                panel.plot(range(1, len(other) + 1), other, color="black", ls="--", label="O in the model's place")
+                panel.errorbar(range(1, len(other) + 1), other, color="black", ls="--", label="O in the model's place")
             panel.set(yscale="log")
         line_of_axes[0].set_ylabel(f"KL from {letter} (nats)")
     for panel in axes[1]:
@@ -356,8 +354,9 @@ def print_table(runs: dict[str, dict]) -> None:
         for key in MAPS:
             mean, stderr = grid(results, lambda cell, key=key: cell.get(key))
             for i, j in np.ndindex(mean.shape):
+                number = "missing" if np.isnan(mean[i, j]) else f"{mean[i, j]:.4f}"
                 error = "" if np.isnan(stderr[i, j]) else f" ± {stderr[i, j]:.4f}"
-                print(f"{name} D{rows[i]}_N{columns[j]} {key}: {mean[i, j]:.4f}{error}")
+                print(f"{name} D{rows[i]}_N{columns[j]} {key}: {number}{error}")
 
 
 def save(figure: plt.Figure, path: Path) -> None:

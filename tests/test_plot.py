@@ -72,6 +72,18 @@ def write(folder, name, content):
     (folder / name / "all_results.json").write_text(json.dumps(content))
 
 
+@pytest.fixture
+def unsaved(monkeypatch):
+    """Figures are drawn but not written, which takes most of the time."""
+    monkeypatch.setattr(plot, "save", lambda figure, path: plot.plt.close(figure))
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plot.plt.close("all")
+
+
 def texts(axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
@@ -154,7 +166,7 @@ def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, mon
     assert (tmp_path / "heatmap_run_3.png").exists()
 
 
-def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatch, capsys):
+def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatch, capsys, unsaved):
     monkeypatch.setattr(plot, "labels", {"run_0": "my idea", "run_7": "gone"})
     for name in ("run_0", "run_1"):
         write(tmp_path, name, results())
@@ -169,7 +181,7 @@ def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatc
     assert "run_0 D16_N2000 relative_divergence: 0.6000\n" in out and "run_1 D16" not in out
 
 
-def test_a_run_without_a_label_goes_by_what_it_trained(tmp_path, monkeypatch):
+def test_a_run_without_a_label_goes_by_what_it_trained(tmp_path, monkeypatch, unsaved):
     write(tmp_path, "run_0", results() | {"config": {"tasks": TASKS, "steps": STEPS, "embedding": "fixed"}})
     titles, draw = [], plot.draw_heatmap
     monkeypatch.setattr(plot, "draw_heatmap", lambda run, title: titles.append(title) or draw(run, title))
@@ -272,7 +284,7 @@ def test_damaged_json_is_skipped(tmp_path, content, capsys):
     assert "skipped" in capsys.readouterr().out
 
 
-def test_runs_measured_with_another_yardstick_are_marked(tmp_path, monkeypatch, capsys):
+def test_runs_measured_with_another_yardstick_are_marked(tmp_path, monkeypatch, capsys, unsaved):
     titles, draw = [], plot.draw_heatmap
     monkeypatch.setattr(plot, "draw_heatmap", lambda run, title: titles.append(title) or draw(run, title))
     for name, yardstick in {"run_0": "a", "run_1": "a", "run_2": "b", "run_3": None}.items():

@@ -1,7 +1,6 @@
 """The mathematics, against independent computations."""
 
 import itertools
-import json
 import math
 import threading
 from fractions import Fraction
@@ -9,7 +8,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import launch
 
 import experiment
 from experiment import Config, Ensemble, TestBed, plan_trajectories
@@ -219,18 +217,25 @@ def test_training_starts_near_the_uniform_prediction():
         assert abs(loss.item() - math.log(4)) < 0.15, (embedding, loss)
 
 
-def test_a_lex_invariant_model_learns_to_count(tmp_path):
+def trained(config: Config) -> tuple[TestBed, dict]:
+    """Test bed and numbers of the only trajectory of the grid after its last step."""
+    (trajectory,) = plan_trajectories(config)
+    ensemble, stop = Ensemble(config, [trajectory], CPU, stacked=False), threading.Event()
+    while ensemble.step < max(config.steps):
+        trajectory.recent_losses.extend(ensemble.advance(experiment.CHUNK, stop)[:, 0].tolist())
+    trajectory.measure(ensemble.predict()[0])
+    return trajectory.test_bed, trajectory.points[-1]
+
+
+def test_a_lex_invariant_model_learns_to_count():
     """Closer to S than any predictor can be that knows the last draw alone, and no color by name."""
-    bed = TestBed(Config(n_test=4), 4, 0)
+    bed, numbers = trained(Config(tasks=(4,), steps=(500,), n_test=4))
     last, weights, S = bed.contexts[:, -1:], bed.weights["exact_"], bed.ideals["posterior_mean"][:, -1]
     floor = math.inf
     for repeat in torch.linspace(0.25, 0.6, 36):
         from_last = ((1 - repeat) / 3).expand(S.shape).double().scatter(1, last, repeat.item())
         floor = min(floor, (weights @ experiment.kl_divergence(S, from_last)).item())
-    done = launch("--tasks", 4, "--steps", 700, "--device", "cpu", "--out_dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    (cell,) = json.loads((tmp_path / "run" / "all_results.json").read_text())["cells"]
-    assert cell["exact_kl_to_posterior_mean"] < 0.95 * floor
+    assert numbers["exact_kl_to_posterior_mean"] < 0.95 * floor
 
 
 def softened(contexts: torch.Tensor) -> torch.Tensor:
@@ -508,9 +513,7 @@ def test_gpu_trains_without_host_synchronization():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_ordinary_transformer_learns_to_memorize(tmp_path):
-    done = launch("--embedding", "fixed", "--tasks", 4, "--steps", 1000, "--device", "cpu", "--out_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    (cell,) = json.loads((tmp_path / "all_results.json").read_text())["cells"]
-    assert cell["exact_kl_to_m"] < 0.05
-    assert cell["exact_relative_divergence"] > 0.85
+def test_the_ordinary_transformer_learns_to_memorize():
+    _, numbers = trained(Config(embedding="fixed", tasks=(4,), steps=(1000,)))
+    assert numbers["exact_kl_to_m"] < 0.05
+    assert numbers["exact_relative_divergence"] > 0.85

@@ -1,0 +1,82 @@
+"""The committed reference runs: they are what the script computes, and what the README quotes."""
+
+import json
+import math
+import re
+import threading
+
+import pytest
+import torch
+from conftest import ROOT
+
+import experiment
+
+RUNS = {path.parent.name: path.parent for path in sorted(ROOT.glob("results/run_*/all_results.json"))}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_the_first_measured_point_of_a_trajectory_is_what_the_script_computes(run):
+    results = json.loads((run / "all_results.json").read_text())
+    kind = results["environment"]["device"]
+    if kind == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    stored = min(results["trajectories"], key=lambda trajectory: trajectory["n_tasks"])
+    wanted = {key: values[0] for key, values in stored["curves"].items()}
+
+    (D, seed), N = (stored["n_tasks"], stored["seed"]), wanted["step"]
+    config = experiment.Config(**results["config"] | {"tasks": (D,), "seeds": 1, "seed": seed, "steps": (N,)})
+    (trajectory,), device = experiment.plan_trajectories(config), torch.device(kind)
+    ensemble, stop = experiment.Ensemble(config, [trajectory], device, stacked=kind == "cuda"), threading.Event()
+    while ensemble.step < N:
+        trajectory.recent_losses.extend(ensemble.advance(experiment.CHUNK, stop)[:, 0].tolist())
+    trajectory.step = N
+    trajectory.measure(ensemble.predict()[0])
+    assert trajectory.test_bed.urns.tolist() == stored["urns"]
+    assert trajectory.points[0].keys() == wanted.keys()
+    for key, value in trajectory.points[0].items():
+        # Machines differ in rounding, which training amplifies.
+        assert value == pytest.approx(wanted[key], rel=0.01, abs=1e-4 if "kl" in key or "loss" in key else 0.01), key
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_a_reference_run_is_complete_and_of_one_yardstick(run):
+    results = json.loads((run / "all_results.json").read_text())
+    final_info = json.loads((run / "final_info.json").read_text())
+    config = results["config"]
+    assert len(results["cells"]) == len(config["tasks"]) * len(config["steps"]) * config["seeds"]
+    assert list(final_info) == [f"D{D}_N{N}" for D in config["tasks"] for N in config["steps"]]
+    for cell in results["cells"]:
+        seed = cell["seed"] - config["seed"]
+        for key, values in final_info[f"D{cell['n_tasks']}_N{cell['n_steps']}"]["final_info_dict"].items():
+            assert values[seed] == cell[key]
+    first = json.loads((next(iter(RUNS.values())) / "all_results.json").read_text())["environment"]
+    assert results["environment"]["yardstick_sha256"] == first["yardstick_sha256"]
+    for kind in ("heatmap", "distance", "curves", "positions"):
+        assert (run.parent / f"{kind}_{run.name}.png").exists()
+
+
+def in_json(run: str, cell: str, key: str) -> float:
+    """The number that `run cell key` names: run_0 D4_N1000 reference.orbit.kl_to_m, the mean over the seeds."""
+    results = json.loads((RUNS[run] / "all_results.json").read_text())
+    if cell == "timing":
+        return results["timing"][key] / 60  # seconds, quoted in minutes
+    D, N = map(int, re.fullmatch(r"D(\d+)_N(\d+)", cell).groups())
+    values = []
+    for value in (c for c in results["cells"] if (c["n_tasks"], c["n_steps"]) == (D, N)):
+        for part in key.split("."):
+            value = value[int(part) if isinstance(value, list) else part]
+        values.append(value)
+    return math.fsum(values) / len(values)
+
+
+def test_numbers_quoted_in_the_readme_equal_the_json():
+    """Behind every number stands, as a comment that is not shown, what it is: 0.26<!-- run_0 D4_N1000 d_rel -->."""
+    text = (ROOT / "README.md").read_text()
+    finding = text[text.index("## The finding") :].split("\n## ")[0]
+    quotes = re.findall(r"(\d+\.?\d*)(?: minutes)?<!-- (\w+) (\w+) ([\w.]+) -->", text)
+    assert len(quotes) == text.count("<!-- run_") and len(quotes) >= 10
+    for number, run, cell, key in quotes:
+        decimals = len(number.partition(".")[2])
+        assert f"{in_json(run, cell, key):.{decimals}f}" == number, (run, cell, key)
+    bare = re.sub(r"\d+\.\d+<!-- run_.*? -->", "", finding)
+    assert not re.findall(r"\d+\.\d+", bare), "a number without its source"
