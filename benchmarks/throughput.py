@@ -81,21 +81,28 @@ class PlainLoop:
 
 
 def matrix_products(c: Config, n_models: int, device: torch.device):
-    """A function that does one step's matrix products of n_models models, forward and backward, and nothing else."""
-    d, tokens = c.d_model, c.batch_size * (c.seq_len - 1)
+    """A function that does one step's matrix products of n_models models, forward and backward, and nothing else: the
+    linear layers, attention's scores and sums, and the read-out through the embeddings."""
+    d, m, B, T, heads = c.d_model, c.n_colors, c.batch_size, c.seq_len - 1, c.n_heads
+
+    def random(*shape):
+        return torch.randn(*([n_models] if n_models > 1 else []), *shape, device=device)
+
     shapes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)]
-    batch = (n_models,) if n_models > 1 else ()
-    operands = [
-        (torch.randn(*batch, tokens, k), torch.randn(*batch, n, k), torch.randn(*batch, tokens, n)) for k, n in shapes
-    ]
-    operands = [tuple(x.to(device) for x in group) for group in operands]
+    linear = [(random(B * T, k), random(n, k), random(B * T, n)) for k, n in shapes]
+    q, k, v, g = (random(B, heads, d // heads, T) for _ in range(4))
+    attention = random(B, heads, T, T)
+    h, E, read_out = random(B, T, d), random(B, m, d), random(B, T, m)
 
     def step():
         for _ in range(c.n_layers):
-            for x, w, g in operands:
+            for x, w, gradient in linear:
                 x @ w.mT  # forward
-                g @ w  # gradient of the input
-                g.mT @ x  # gradient of the weight
+                gradient @ w  # gradient of the input
+                gradient.mT @ x  # gradient of the weight
+            k.mT @ q, v @ attention  # forward
+            k @ attention, q @ attention.mT, v.mT @ g, g @ attention.mT  # gradients
+        h @ E.mT, read_out @ E
 
     if device.type != "cuda":
         return step
@@ -181,7 +188,8 @@ def main() -> int:
     for variant, value in median.items():
         spread = f"{1e3 * min(times[variant]):.2f} to {1e3 * max(times[variant]):.2f}"
         print(f"{variant:16} {1 / value:8.1f} model steps/s   {1e3 * value:7.2f} ms/model step ({spread})")
-    flops = 6 * 12 * c.d_model**2 * c.batch_size * (c.seq_len - 1) * c.n_layers
+    T, d = c.seq_len - 1, c.d_model
+    flops = c.batch_size * T * (c.n_layers * (6 * 12 * d * d + 12 * T * d) + 4 * c.n_colors * d)
     print(f"floor_gflops_per_second: {flops / median['matrix products'] / 1e9:.0f}")
     print(f"steps_ratio_this_to_plain: {ratio('plain loop', 'this trainer'):.2f}")
     print(f"step_time_over_floor: {ratio('this trainer', 'matrix products'):.2f}")

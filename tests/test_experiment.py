@@ -139,7 +139,7 @@ BAD_INPUT = {
     "negative rate": (["--lr", "-1e-4"], "--lr -0.0001", "not negative"),
     "infinite decay": (["--weight_decay", "inf"], "--weight_decay inf", "finite"),
     "negative decay": (["--weight_decay=-0.1"], "--weight_decay -0.1", "not negative"),
-    "alpha of zero": (["--alpha", "0"], "--alpha 0.0", "positive"),
+    "alpha of zero": (["--alpha", "0"], "--alpha 0.0", "1e-6"),
     "too many colors": (["--n_colors", "9"], "--n_colors 9", "2 to 8"),
     "negative seed": (["--seed", "-1"], "--seed -1", "at least 0"),
 }

@@ -386,11 +386,28 @@ def test_strategy_weights_are_optimal_to_1e_8():
         assert gap < 1e-8 and found.sum().item() == pytest.approx(1, abs=1e-12) and found.min() >= 0, trial
         if trial % 2:
             assert residual < 0.01
-    pure = TestBed(Config(n_test=8), 4, 0)
-    strategies = torch.stack([pure.ideals[key][:, -1] for key in ("posterior_mean", "orbit", "m")])
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.01, 1.0])
+def test_strategy_weights_of_models_near_an_ideal_predictor(alpha):
+    """With a small alpha M and O are zero, or nearly, where S and the model are not."""
+    bed = TestBed(Config(n_test=8, alpha=alpha), 4, 0)
+    strategies, weights = (torch.stack([bed.ideals[k][:, -1] for k in ("posterior_mean", "orbit", "m")]), bed.weights)
+    noise = 0.1 * torch.randn(strategies.shape[1:], generator=torch.Generator().manual_seed(0)).double()
     for k in range(3):
-        found, residual = experiment.mixture_weights(strategies[k], strategies, pure.weights["exact_"])
-        assert found[k].item() == pytest.approx(1, abs=1e-4) and residual == pytest.approx(0, abs=1e-8)
+        found, residual = experiment.mixture_weights(strategies[k], strategies, weights["exact_"])
+        assert residual == pytest.approx(0, abs=1e-8)
+        P = (strategies[k].clamp(min=1e-12).log() + noise).softmax(-1)
+        found, residual = experiment.mixture_weights(P, strategies, weights["exact_"])
+        mass = weights["exact_"][:, None] * P
+        ratios = torch.where(mass > 0, strategies / torch.einsum("j,jnm->nm", found, strategies), 0)
+        assert (mass * ratios).sum((1, 2)).max().item() < 1 + 1e-8
+        assert found.sum().item() == pytest.approx(1, abs=1e-12) and 0 <= residual < 0.1
+
+
+def test_references_stay_finite_where_predictions_underflow():
+    bed = TestBed(Config(n_test=8, alpha=0.001), 4, 0)
+    assert all(math.isfinite(bed.reference["orbit"][key]) for key in ("kl_to_m", "expected_loss"))
 
 
 def test_exact_evaluation_switches_itself_off():
