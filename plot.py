@@ -23,6 +23,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import numpy as np
 
 # Titles of runs, {"run_0": "baseline", ..}. compare.png shows the runs that are named here; without any, all of them.
@@ -81,6 +82,11 @@ def exact(cell: dict, key: str):
     return cell.get(f"exact_{key}", cell.get(key))
 
 
+def cells_at(results: dict, n_tasks: int, n_steps: int) -> list[dict]:
+    """The cells of all seeds at one place of the grid."""
+    return [cell for cell in results["cells"] if (cell["n_tasks"], cell["n_steps"]) == (n_tasks, n_steps)]
+
+
 def over_seeds(values: list) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error over the seeds of values [seeds] or [seeds, n]; NaN where there is none."""
     values = np.array([np.asarray(x, float) for x in values if x is not None])
@@ -94,8 +100,7 @@ def grid(results: dict, value) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = grid_of(results)
     mean, stderr = np.full((2, len(rows), len(columns)), np.nan)
     for (i, D), (j, N) in itertools.product(enumerate(rows), enumerate(columns)):
-        cells = [cell for cell in results["cells"] if (cell["n_tasks"], cell["n_steps"]) == (D, N)]
-        mean[i, j], stderr[i, j] = over_seeds([value(cell) for cell in cells])
+        mean[i, j], stderr[i, j] = over_seeds([value(cell) for cell in cells_at(results, D, N)])
     return mean, stderr
 
 
@@ -112,9 +117,15 @@ def reference(results: dict, n_tasks: int, name: str, key: str):
     return over_seeds([cell.get("reference", {}).get(name, {}).get(key) for cell in cells])[0]
 
 
-def missing_cells(results: dict) -> int:
-    """How many cells of the grid the run does not have."""
-    return int(np.isnan(grid(results, lambda cell: cell.get("relative_divergence"))[0]).sum())
+def missing_cells(results: dict) -> str:
+    """ "" or how many cells of the grid the run does not have, or not for all seeds."""
+    seeds = results["config"].get("seeds", 1)
+    found = [
+        sum(cell.get("relative_divergence") is not None for cell in cells_at(results, D, N))
+        for D, N in itertools.product(*grid_of(results))
+    ]
+    counts = {"cells missing": found.count(0), "cells of fewer seeds": sum(0 < n < seeds for n in found)}
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
 def nearest(cell: dict) -> float | None:
@@ -158,14 +169,18 @@ def add_scale(figure: plt.Figure, image, axes) -> None:
 
 
 def notes_on(all_results: list[dict]) -> str:
-    """What frames and hatching in maps of these runs mean."""
-    notes = ""
+    """What is sampled and exact, and what frames and hatching mean, in maps of these runs."""
+    notes = ["maps: sampled contexts; ideal predictors and frames: exact"]
     if any((grid(results, nearest)[0] > NEITHER_NATS).any() for results in all_results):
-        notes += f"; dotted frame: more than {NEITHER_NATS} nats from every ideal predictor"
-    missing = sum(map(missing_cells, all_results))
-    if missing:
-        notes += f"; hatched: {missing} cells missing"
-    return notes
+        notes.append(f"dotted frame: more than {NEITHER_NATS} nats from every ideal predictor")
+    notes += sorted({f"hatched: {missing}" for results in all_results if (missing := missing_cells(results))})
+    return "; ".join(notes)
+
+
+def add_title(figure: plt.Figure, title: str, question: str) -> None:
+    """Title of a figure, in as many lines as its width asks for."""
+    lines = f"{title}: {question}".splitlines()
+    figure.suptitle("\n".join(textwrap.fill(line, int(9 * figure.get_figwidth())) for line in lines), fontsize=12)
 
 
 def draw_heatmap(results: dict, title: str) -> plt.Figure:
@@ -185,16 +200,16 @@ def draw_heatmap(results: dict, title: str) -> plt.Figure:
         ideal.set_xlabel("in the model's place")
     axes[0].set_ylabel("number of urns D")
     add_scale(figure, image, axes)
-    figure.suptitle(f"{title}: does the model generalize or memorize?", fontsize=12)
-    notes = "S posterior mean, O Bayes over relabelled urns, M Bayes over urns" + notes_on([results])
-    figure.supxlabel(notes, fontsize=8)
+    add_title(figure, title, "does the model generalize or memorize?")
+    predictors = "S posterior mean, O Bayes over relabelled urns, M Bayes over urns"
+    figure.supxlabel(f"{predictors}\n{notes_on([results])}", fontsize=8)
     return figure
 
 
 def panels(results: dict, n_rows: int, height: float) -> tuple[plt.Figure, np.ndarray]:
     """Figure and axes [n_rows, D]: one column of panels per number of urns."""
-    rows, _ = grid_of(results)
-    size = (max(7.5, 1.2 + 2.9 * len(rows)), 1.6 + height * n_rows)
+    rows, columns = grid_of(results)
+    size = (max(7.5, 1.2 + max(2.9, 0.45 * len(columns)) * len(rows)), 1.8 + height * n_rows)
     figure, axes = plt.subplots(
         n_rows, len(rows), figsize=size, layout="constrained", sharex="row", sharey="row", squeeze=False
     )
@@ -206,13 +221,23 @@ def panels(results: dict, n_rows: int, height: float) -> tuple[plt.Figure, np.nd
     return figure, axes
 
 
+def label_nats(axes: plt.Axes) -> None:
+    """Plain numbers at 1, 2 and 5 of every decade of a logarithmic y axis."""
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
 def add_legend(figure: plt.Figure, *sources: plt.Axes) -> None:
     """One legend below the panels for everything that is labelled in these axes."""
     entries = {}
     for axes in sources:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+        columns = int(figure.get_figwidth() / 3)
+        figure.legend(
+            entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False
+        )
 
 
 def draw_distance(results: dict, title: str) -> plt.Figure:
@@ -226,10 +251,13 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
     for i, (D, above, below) in enumerate(zip(rows, *axes, strict=True)):
         for key, (label, color, marker, line) in PREDICTORS.items():
             mean, stderr = means[key][0][i], np.nan_to_num(means[key][1][i])
+            if np.isnan(mean).all():  # nothing that could be on a logarithmic scale
+                continue
             above.errorbar(columns, mean, stderr, label=f"from {label}", color=color, marker=marker, ls=line, capsize=3)
         floor = reference(results, D, "orbit", "kl_to_m")
         above.axhline(floor, color="#D55E00", lw=1, label="floor of M for lex-invariant models: KL from M to O")
         above.set(xscale="log", yscale="log")
+        label_nats(above)
         above.set_xticks(columns, [f"{N:,}" for N in columns], rotation=30)
         above.minorticks_off()
         bottom = np.zeros(len(columns))
@@ -251,7 +279,7 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
         f"nearest mixture of S, O, M\n(above: nats from it to the model;\npale: more than {NEITHER_NATS})"
     )
     add_legend(figure, axes[0, 0], axes[1, 0])
-    figure.suptitle(f"{title}: how far from each ideal predictor?", fontsize=12)
+    add_title(figure, title, "how far from each ideal predictor?")
     return figure
 
 
@@ -265,7 +293,7 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
         "relative_divergence_posterior_mean": ("relative divergence, 0 = S", "#0072B2", "-"),
     }
     for D, above, below in zip(rows, *axes, strict=True):
-        own = [t for t in results["trajectories"] if t["n_tasks"] == D]
+        own = [t for t in results.get("trajectories", []) if t["n_tasks"] == D]
         for steps in sorted({tuple(t["curves"]["step"]) for t in own}):
             curves = [t["curves"] for t in own if tuple(t["curves"]["step"]) == steps]
             for key, (label, color, line) in lines.items():
@@ -273,6 +301,8 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
                 if np.ndim(mean) == 0:
                     continue
                 panel = above if key == "loss" else below
+                if panel is below:
+                    label += ", exact" if f"exact_{key}" in curves[0] else ", sampled"
                 panel.plot(steps, mean, label=label, color=color, ls=line, marker=".")
                 panel.fill_between(steps, mean - stderr, mean + stderr, color=color, alpha=0.25, lw=0)
         for name, label, line in (("memorizing", "entropy floor: M", "-."), ("orbit", "O", "--")):
@@ -284,7 +314,7 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
     axes[0, 0].set_ylabel("loss (nats per draw)")
     axes[1, 0].set_ylabel("relative divergence")
     add_legend(figure, axes[0, 0], axes[1, 0])
-    figure.suptitle(f"{title}: learning curves", fontsize=12)
+    add_title(figure, title, "learning curves")
     return figure
 
 
@@ -297,8 +327,7 @@ def draw_positions(results: dict, title: str) -> plt.Figure:
         name = f"kl_to_{key}_by_length"
         for D, panel in zip(rows, line_of_axes, strict=True):
             for N, shade, marker in zip(columns, shades, itertools.cycle("osD^v"), strict=False):
-                cells = [cell for cell in results["cells"] if (cell["n_tasks"], cell["n_steps"]) == (D, N)]
-                mean, stderr = over_seeds([exact(cell, name) for cell in cells])
+                mean, stderr = over_seeds([exact(cell, name) for cell in cells_at(results, D, N)])
                 if np.ndim(mean) == 0:
                     continue
                 lengths = range(1, len(mean) + 1)
@@ -316,11 +345,12 @@ def draw_positions(results: dict, title: str) -> plt.Figure:
             if np.ndim(other):
                 panel.errorbar(range(1, len(other) + 1), other, color="black", ls="--", label="O in the model's place")
             panel.set(yscale="log")
+            label_nats(panel)
         line_of_axes[0].set_ylabel(f"KL from {letter} (nats)")
     for panel in axes[1]:
         panel.set_xlabel("draws in the context")
     add_legend(figure, axes[0, 0])
-    figure.suptitle(f"{title}: where in the sequence does the strategy show?", fontsize=12)
+    add_title(figure, title, "where in the sequence does the strategy show?")
     return figure
 
 
@@ -328,19 +358,18 @@ def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
     """The maps of several runs side by side, as requested above and calibrated below."""
     widths = [max(2.6, 0.85 * len(grid_of(results)[1])) for results in runs.values()]
     tall = max(len(grid_of(results)[0]) for results in runs.values())
-    size = (2.4 + sum(widths), 2.2 + 1.4 * tall)
+    size = (2.4 + sum(widths), 2.2 + max(2.8, 1.4 * tall))
     figure, axes = plt.subplots(2, len(runs), figsize=size, layout="constrained", width_ratios=widths, squeeze=False)
-    for (name, results), (above, below) in zip(runs.items(), axes.T, strict=True):
+    for (name, results), width, (above, below) in zip(runs.items(), widths, axes.T, strict=True):
         for (key, (_, generalizer)), panel in zip(MAPS.items(), (above, below), strict=True):
             image = draw_map(panel, results, key)
             panel.set_ylabel(f"0 = like {generalizer}\nnumber of urns D" if panel in axes[:, 0] else "")
         above.set_xlabel("")
-        above.set_title(textwrap.fill(titles[name], int(10 * widths[0])), fontsize=10)
+        lines = [textwrap.fill(line, int(10 * width)) for line in titles[name].splitlines()]
+        above.set_title("\n".join(lines), fontsize=10)
     add_scale(figure, image, axes)
-    figure.suptitle(
-        "Does the model generalize or memorize? Against raw counts G (top) and posterior mean S (bottom)", fontsize=12
-    )
-    figure.supxlabel(notes_on(list(runs.values())).removeprefix("; "), fontsize=8)
+    add_title(figure, "Generalize or memorize", "against raw counts G (top) and posterior mean S (bottom)")
+    figure.supxlabel(textwrap.fill(notes_on(list(runs.values())), int(14 * size[0])), fontsize=8)
     return figure
 
 
@@ -388,7 +417,7 @@ def main(argv: list[str] | None = None) -> int:
             titles[path.name] += f"\nmeasured with {what}: compare with care"
             print(f"{path.name}: measured with {what} (yardstick_sha256): compare with care")
         if missing := missing_cells(results):
-            print(f"{path.name}: {missing} cells of its grid are missing, drawn hatched")
+            print(f"{path.name}: {missing}")
         for name, draw in (
             ("heatmap", draw_heatmap),
             ("distance", draw_distance),

@@ -64,7 +64,7 @@ def results(seeds=1, shift=0.0) -> dict:
         for D in TASKS
         for seed in range(seeds)
     ]
-    return {"config": {"tasks": TASKS, "steps": STEPS}, "trajectories": curves, "cells": cells}
+    return {"config": {"tasks": TASKS[:], "steps": STEPS[:]}, "trajectories": curves, "cells": cells}
 
 
 def write(folder, name, content):
@@ -242,7 +242,10 @@ def test_compare_draws_every_run_with_its_own_grid():
     np.testing.assert_allclose(maps[3].images[0].get_array(), [[0.25, 0.3]])
 
 
-@pytest.mark.parametrize("draw", [plot.draw_distance, plot.draw_curves, plot.draw_positions, plot.draw_heatmap])
+FIGURES = [plot.draw_distance, plot.draw_curves, plot.draw_positions, plot.draw_heatmap]
+
+
+@pytest.mark.parametrize("draw", FIGURES)
 def test_every_figure_is_drawn_from_partial_runs_and_differs_when_the_data_differ(draw):
     def drawn(run):
         figure = draw(run, "")
@@ -254,9 +257,33 @@ def test_every_figure_is_drawn_from_partial_runs_and_differs_when_the_data_diffe
     assert drawn(results()) == drawn(results())
     partial = results()
     del partial["cells"][3], partial["trajectories"][1]
-    drawn(partial)
-    bare = {"config": results()["config"], "trajectories": [], "cells": []}
-    drawn(bare)
+    for run in (partial, {"config": results()["config"], "cells": []}):
+        draw(run, "").canvas.draw()
+
+
+@pytest.mark.parametrize("draw", [*FIGURES, lambda run, title: plot.draw_compare({"run_0": run}, {"run_0": title})])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_legends_and_titles_fit_into_the_figure(draw, rows):
+    run = results()
+    run["config"]["tasks"] = TASKS[:rows]
+    run["cells"] = [cell for cell in run["cells"] if cell["n_tasks"] in TASKS[:rows]]
+    figure = draw(run, "a run with a title that is far longer than one would wish, of learned embeddings that are " * 2)
+    figure.canvas.draw()
+    bounds = figure.bbox.padded(1)
+    for artist in [*figure.legends, figure._suptitle, figure._supxlabel, *(axes.title for axes in figure.axes)]:
+        if artist is not None and artist.get_visible():
+            box = artist.get_window_extent()
+            inside = box.x0 >= bounds.x0 and box.x1 <= bounds.x1 and box.y0 >= bounds.y0 and box.y1 <= bounds.y1
+            assert inside, (artist, box, bounds)
+
+
+def test_cells_of_fewer_seeds_are_said(tmp_path, capsys, unsaved):
+    run = results(seeds=2)
+    run["config"]["seeds"] = 2
+    run["cells"][1]["relative_divergence"] = None
+    write(tmp_path, "run_0", run)
+    assert plot.main([str(tmp_path)]) == 0
+    assert "run_0: 1 cells of fewer seeds\n" in capsys.readouterr().out
 
 
 def test_a_run_without_cells_is_all_hatched_and_one_without_references_still_drawn(capsys):

@@ -18,8 +18,9 @@ RUNS = {path.parent.name: path.parent for path in sorted(ROOT.glob("results/run_
 def test_the_first_measured_point_of_a_trajectory_is_what_the_script_computes(run):
     results = json.loads((run / "all_results.json").read_text())
     kind = results["environment"]["device"]
-    if kind == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[kind]:
+        pytest.skip(f"needs a device of the kind {kind}")
     stored = min(results["trajectories"], key=lambda trajectory: trajectory["n_tasks"])
     wanted = {key: values[0] for key, values in stored["curves"].items()}
 
@@ -34,8 +35,8 @@ def test_the_first_measured_point_of_a_trajectory_is_what_the_script_computes(ru
     assert trajectory.test_bed.urns.tolist() == stored["urns"]
     assert trajectory.points[0].keys() == wanted.keys()
     for key, value in trajectory.points[0].items():
-        # Machines differ in rounding, which training amplifies.
-        assert value == pytest.approx(wanted[key], rel=0.01, abs=1e-4 if "kl" in key or "loss" in key else 0.01), key
+        # Machines differ in rounding, which training amplifies; the weights of S and O, nearly the same, even more.
+        assert value == pytest.approx(wanted[key], rel=0.01, abs=0.02 if "weight" in key else 1e-4), key
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
@@ -79,4 +80,4 @@ def test_numbers_quoted_in_the_readme_equal_the_json():
         decimals = len(number.partition(".")[2])
         assert f"{in_json(run, cell, key):.{decimals}f}" == number, (run, cell, key)
     bare = re.sub(r"\d+\.\d+<!-- run_.*? -->", "", finding)
-    assert not re.findall(r"\d+\.\d+", bare), "a number without its source"
+    assert not re.findall(r"\d+\.\d+", bare), "a measured number without its source"

@@ -77,12 +77,17 @@ def test_orbit_predictor_is_equivariant_under_relabelling():
     torch.testing.assert_close(experiment.orbit_memorizing_predictor(order[contexts], urns)[:, order], predictions)
 
 
-def test_orbit_predictor_with_eight_colors_stays_in_memory():
-    urns = experiment.sample_urns(4, 8, 1.0, torch.Generator().manual_seed(0))
-    contexts = torch.randint(8, (40, 15), generator=torch.Generator().manual_seed(1))
+def test_orbit_predictor_with_eight_colors_stays_in_memory(monkeypatch):
+    """Likelihoods of all contexts under all relabelled urns would take 400 MB; they are made in blocks."""
+    urns = experiment.sample_urns(8, 8, 1.0, torch.Generator().manual_seed(0))
+    contexts = torch.randint(8, (150, 15), generator=torch.Generator().manual_seed(1))
+    largest, softmax = [], torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: largest.append(x.numel()) or softmax(x, dim))
     predictions = experiment.orbit_memorizing_predictor(contexts, urns)
-    assert predictions.isfinite().all()
-    torch.testing.assert_close(predictions.sum(1), torch.ones(40, dtype=torch.float64))
+    assert len(largest) > 1 and max(largest) <= 2**23 and sum(largest) == 150 * 8 * math.factorial(8)
+    torch.testing.assert_close(predictions.sum(1), torch.ones(150, dtype=torch.float64))
+    alone = experiment.orbit_memorizing_predictor(contexts[77:78], urns)
+    torch.testing.assert_close(predictions[77:78], alone)
 
 
 def test_kl_divergence_and_its_limits():
