@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 
 import experiment
+import plot
 
 RUNS = {path.parent.name: path.parent for path in sorted(ROOT.glob("results/run_*/all_results.json"))}
 
@@ -56,11 +57,38 @@ def test_a_reference_run_is_complete_and_of_one_yardstick(run):
         assert (run.parent / f"{kind}_{run.name}.png").exists()
 
 
+# The decimals of the README's finding in the order of the text: run, cell and key of each, or the constant that it is.
+QUOTED = """
+run_0 D4_N20000 relative_divergence
+run_0 D32_N20000 relative_divergence
+run_0 D4_N20000 reference.posterior_mean.relative_divergence
+run_0 D32_N20000 reference.posterior_mean.relative_divergence
+run_0 D4_N20000 relative_divergence_posterior_mean
+run_0 D32_N20000 relative_divergence_posterior_mean
+run_0 D4_N1000 exact_kl_to_posterior_mean
+run_0 D4_N20000 exact_kl_to_posterior_mean
+run_0 D32_N1000 exact_kl_to_posterior_mean
+run_0 D32_N20000 exact_kl_to_posterior_mean
+limit
+run_0 D4_N20000 exact_kl_to_m
+run_0 D32_N20000 exact_kl_to_m
+run_0 D4_N20000 reference.orbit.kl_to_m
+run_0 D32_N20000 reference.orbit.kl_to_m
+run_0 D4_N20000 exact_fresh_kl_to_posterior_mean
+run_0 D32_N20000 exact_fresh_kl_to_posterior_mean
+run_0 D4_N5000 exact_weight_orbit
+run_0 D4_N20000 exact_weight_orbit
+run_0 D4_N20000 reference.orbit.kl_to_posterior_mean
+run_0 D4_N20000 exact_mixture_residual
+run_0 D32_N20000 exact_weight_orbit
+run_0 D32_N20000 reference.orbit.kl_to_posterior_mean
+run_0 D32_N20000 exact_mixture_residual
+""".split("\n")[1:-1]
+
+
 def in_json(run: str, cell: str, key: str) -> float:
     """The number that `run cell key` names: run_0 D4_N1000 reference.orbit.kl_to_m, the mean over the seeds."""
     results = json.loads((RUNS[run] / "all_results.json").read_text())
-    if cell == "timing":
-        return results["timing"][key] / 60  # seconds, quoted in minutes
     D, N = map(int, re.fullmatch(r"D(\d+)_N(\d+)", cell).groups())
     values = []
     for value in (c for c in results["cells"] if (c["n_tasks"], c["n_steps"]) == (D, N)):
@@ -71,13 +99,10 @@ def in_json(run: str, cell: str, key: str) -> float:
 
 
 def test_numbers_quoted_in_the_readme_equal_the_json():
-    """Behind every number stands, as a comment that is not shown, what it is: 0.26<!-- run_0 D4_N1000 d_rel -->."""
     text = (ROOT / "README.md").read_text()
     finding = text[text.index("## The finding") :].split("\n## ")[0]
-    quotes = re.findall(r"(\d+\.?\d*)(?: minutes)?<!-- (\w+) (\w+) ([\w.]+) -->", text)
-    assert len(quotes) == text.count("<!-- run_") and len(quotes) >= 10
-    for number, run, cell, key in quotes:
-        decimals = len(number.partition(".")[2])
-        assert f"{in_json(run, cell, key):.{decimals}f}" == number, (run, cell, key)
-    bare = re.sub(r"\d+\.\d+<!-- run_.*? -->", "", finding)
-    assert not re.findall(r"\d+\.\d+", bare), "a measured number without its source"
+    for number, source in zip(re.findall(r"\d+\.\d+", finding), QUOTED, strict=True):
+        value = plot.NEITHER_NATS if source == "limit" else in_json(*source.split())
+        assert f"{value:.{len(number.partition('.')[2])}f}" == number, source
+    timing = json.loads((RUNS["run_0"] / "all_results.json").read_text())["timing"]
+    assert f"took {timing['seconds_total'] / 60:.0f} minutes on two CPU cores" in text
