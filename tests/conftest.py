@@ -6,11 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"  # tests share the machine with the processes they launch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)  # tests share the machine with the processes they launch
 
 # Processes are forked from one that has imported PyTorch (the first optimizer imports torch._dynamo) and done nothing
 # else, which saves seconds of processor time at every start.

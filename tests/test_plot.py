@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT, launch
 
 import plot
 
@@ -74,8 +73,13 @@ def write(folder, name, content):
 
 @pytest.fixture
 def unsaved(monkeypatch):
-    """Figures are drawn but not written, which takes most of the time."""
-    monkeypatch.setattr(plot, "save", lambda figure, path: plot.plt.close(figure))
+    """Figures are drawn but their files stay empty: writing them takes most of the time."""
+
+    def save(figure, path):
+        plot.plt.close(figure)
+        path.touch()
+
+    monkeypatch.setattr(plot, "save", save)
 
 
 @pytest.fixture(autouse=True)
@@ -140,20 +144,20 @@ def test_order_of_flags_does_not_change_the_map():
     )
 
 
-def test_a_folder_that_is_no_run_is_named_and_skipped(tmp_path):
+def test_a_folder_that_is_no_run_is_named_and_skipped(tmp_path, capsys, unsaved):
     write(tmp_path, "run_0", results())
     write(tmp_path, "run_1", {"config": {}})
     (tmp_path / "run_2").mkdir()
     write(tmp_path, "run_10", results(shift=0.2))
-    done = launch(tmp_path, script=ROOT / "plot.py")
-    assert done.returncode == 0, done.stderr
-    assert "run_1: skipped" in done.stdout and "run_2: skipped" in done.stdout
+    assert plot.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "run_1: skipped" in out and "run_2: skipped" in out
     kinds = ("curves", "distance", "heatmap", "positions")
     wanted = [f"{kind}_{run}.png" for kind in kinds for run in ("run_0", "run_10")]
     assert sorted(p.name for p in tmp_path.glob("*.png")) == sorted([*wanted, "compare.png"])
 
 
-def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, monkeypatch, capsys):
+def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, monkeypatch, capsys, unsaved):
     monkeypatch.chdir(tmp_path)
     assert plot.main([]) == 1
     assert "no run" in capsys.readouterr().err
@@ -296,7 +300,7 @@ def test_a_run_without_cells_is_all_hatched_and_one_without_references_still_dra
     assert axes[1].images[0].get_array().mask.all() and not axes[0].images[0].get_array().mask.any()
 
 
-def test_a_run_folder_itself_can_be_named(tmp_path, monkeypatch):
+def test_a_run_folder_itself_can_be_named(tmp_path, monkeypatch, unsaved):
     write(tmp_path, "run_5", results())
     monkeypatch.chdir(tmp_path / "run_5")
     assert plot.main(["."]) == 0

@@ -234,7 +234,7 @@ def trained(config: Config) -> tuple[TestBed, dict]:
 
 def test_a_lex_invariant_model_learns_to_count():
     """Closer to S than any predictor can be that knows the last draw alone, and no color by name."""
-    bed, numbers = trained(Config(tasks=(4,), steps=(500,), n_test=4))
+    bed, numbers = trained(Config(tasks=(4,), steps=(100,), n_test=4, lr=1e-3))
     last, weights, S = bed.contexts[:, -1:], bed.weights["exact_"], bed.ideals["posterior_mean"][:, -1]
     floor = math.inf
     for repeat in torch.linspace(0.25, 0.6, 36):
@@ -360,15 +360,15 @@ def test_strategy_weights_equal_a_grid_search():
         found, residual = experiment.mixture_weights(P, strategies, weights)
         assert found.min() >= 0 and found.sum().item() == pytest.approx(1, abs=1e-12)
         best, where = math.inf, None
-        for a, b in itertools.product(range(21), repeat=2):
-            if a + b <= 20:
-                point = torch.tensor([a, b, 20 - a - b]) / 20
+        for a, b in itertools.product(range(11), repeat=2):
+            if a + b <= 10:
+                point = torch.tensor([a, b, 10 - a - b]) / 10
                 mixture = torch.einsum("j,jnm->nm", point.double(), strategies)
                 best, where = min((best, where), ((weights @ experiment.kl_divergence(P, mixture)).item(), point))
         mixture = torch.einsum("j,jnm->nm", found, strategies)
         assert residual == pytest.approx((weights @ experiment.kl_divergence(P, mixture)).item(), abs=1e-12)
         assert residual <= best + 1e-12
-        np.testing.assert_allclose(found, where, atol=0.05)
+        np.testing.assert_allclose(found, where, atol=0.1)
 
 
 def test_strategy_weights_are_optimal_to_1e_8():
