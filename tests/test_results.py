@@ -83,6 +83,10 @@ run_0 D4_N20000 reference.orbit.kl_to_posterior_mean
 run_0 D8_N20000 reference.orbit.kl_to_posterior_mean
 run_0 D16_N20000 reference.orbit.kl_to_posterior_mean
 run_0 D32_N20000 reference.orbit.kl_to_posterior_mean
+run_2 D4_N20000 exact_kl_to_m
+run_2 D8_N20000 exact_kl_to_m
+run_2 D16_N20000 exact_kl_to_m
+run_2 D32_N20000 exact_kl_to_m
 run_0 D4_N20000 exact_relative_divergence
 run_0 D32_N20000 exact_relative_divergence
 run_0 D4_N20000 reference.posterior_mean.relative_divergence
@@ -94,6 +98,16 @@ limit
 run_0 D4_N1000 exact_kl_to_posterior_mean
 run_0 D4_N20000 exact_kl_to_posterior_mean
 run_0 D32_N20000 relative_divergence_posterior_mean
+run_0 D4_N20000 exact_fresh_kl_to_posterior_mean
+run_2 D4_N20000 exact_kl_to_m
+run_2 D32_N20000 exact_kl_to_m
+run_2 D4_N20000 reference.orbit.kl_to_m
+run_2 D32_N20000 reference.orbit.kl_to_m
+run_2 D4_N20000 exact_weight_memorizing
+run_2 D32_N20000 exact_weight_memorizing
+run_2 D4_N20000 relative_divergence_posterior_mean
+run_2 D32_N20000 relative_divergence_posterior_mean
+run_2 D4_N20000 exact_fresh_kl_to_posterior_mean
 run_0 D4_N20000 exact_fresh_kl_to_posterior_mean
 run_0 D4_N20000 reference.orbit.kl_to_posterior_mean
 run_0 D32_N20000 reference.orbit.kl_to_posterior_mean
