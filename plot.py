@@ -133,6 +133,11 @@ def nearest(cell: dict) -> float | None:
     return min((x for key in PREDICTORS if (x := exact(cell, key)) is not None), default=None)
 
 
+def color_of(name: str) -> str:
+    """Color of an ideal predictor, by its name under `reference`."""
+    return PREDICTORS["kl_to_m" if name == "memorizing" else f"kl_to_{name}"][1]
+
+
 # ==== Figures =========================================================================================================
 
 
@@ -255,16 +260,17 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
                 continue
             above.errorbar(columns, mean, stderr, label=f"from {label}", color=color, marker=marker, ls=line, capsize=3)
         floor = reference(results, D, "orbit", "kl_to_m")
-        above.axhline(floor, color="#D55E00", lw=1, label="floor of M for lex-invariant models: KL from M to O")
+        above.axhline(
+            floor, color=color_of("memorizing"), lw=1, label="floor of M for lex-invariant models: KL from M to O"
+        )
         above.set(xscale="log", yscale="log")
         label_nats(above)
         above.set_xticks(columns, [f"{N:,}" for N in columns], rotation=30)
         above.minorticks_off()
         bottom = np.zeros(len(columns))
         for name, letter in REFERENCES.items():
-            color = PREDICTORS[f"kl_to_{'m' if name == 'memorizing' else name}"][1]
             heights = np.nan_to_num(weights[name][i])
-            style = {"facecolor": color, "hatch": hatches[name], "edgecolor": "white"}
+            style = {"facecolor": color_of(name), "hatch": hatches[name], "edgecolor": "white"}
             below.fill_between([], [], [], label=f"weight of {letter}", **style)  # what the legend shows
             bars = below.bar(range(len(columns)), heights, 0.8, bottom, **style)
             for bar, nats in zip(bars, residual[i], strict=True):
@@ -307,8 +313,8 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
                 panel.fill_between(steps, mean - stderr, mean + stderr, color=color, alpha=0.25, lw=0)
         for name, label, line in (("memorizing", "entropy floor: M", "-."), ("orbit", "O", "--")):
             what = f"{label}, Bayes-optimal{'' if name == 'memorizing' else ' if lex-invariant'}"
-            color = PREDICTORS["kl_to_m" if name == "memorizing" else "kl_to_orbit"][1]
-            above.axhline(reference(results, D, name, "expected_loss"), color=color, ls=line, lw=1.2, label=what)
+            loss = reference(results, D, name, "expected_loss")
+            above.axhline(loss, color=color_of(name), ls=line, lw=1.2, label=what)
         below.set(xscale="log", ylim=(-0.03, 1.03), xlabel="training steps")
         above.set(xscale="log")
     axes[0, 0].set_ylabel("loss (nats per draw)")
