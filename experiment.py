@@ -450,6 +450,19 @@ def next_draw_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return -log_probs.mean((-3, -2, -1))
 
 
+@contextlib.contextmanager
+def faults_name_cells(trajectories: "list[Trajectory]"):
+    """An exception raised while this lasts gets a note with the cells of these trajectories, at most four."""
+    try:
+        yield
+    except Exception as error:
+        step = trajectories[0].step
+        N = min(N for N in trajectories[0].n_steps if N >= step)
+        cells = ", ".join(f"D{t.n_tasks}_N{N} (seed {t.seed})" for t in trajectories[:4])
+        error.add_note(f"in cell {cells}, after step {step}")
+        raise
+
+
 class Trajectory:
     """One model of D urns and one seed: where it starts, its test bed, and what was measured on its way.
 
@@ -459,12 +472,12 @@ class Trajectory:
     def __init__(self, config: Config, n_tasks: int, seed: int, n_steps: tuple[int, ...]):
         self.config, self.n_tasks, self.seed, self.n_steps = config, n_tasks, seed, n_steps
         self.name = f"D{n_tasks}_N{max(n_steps)}_s{seed}"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.stream("initial weights").initial_seed())
-            self.model = Model(config)
         self.step, self.state = 0, None  # where a checkpoint continues
         self.recent_losses: deque[float] = deque(maxlen=LOSS_WINDOW)
         self.points: list[dict] = []  # what was measured, in the order of the steps
+        with torch.random.fork_rng(devices=[]), faults_name_cells([self]):
+            torch.manual_seed(self.stream("initial weights").initial_seed())
+            self.model = Model(config)
 
     @cached_property
     def test_bed(self) -> TestBed:
@@ -496,14 +509,13 @@ class Trajectory:
 
 def plan_trajectories(config: Config) -> list[Trajectory]:
     """All trajectories of the grid: one per (D, seed), or one per (D, seed, N) if the learning rate depends on N."""
-    last = max(config.steps)
-    shared = all(learning_rate(config, s, N) == learning_rate(config, s, last) for N in config.steps for s in range(N))
-    return [
-        Trajectory(config, n_tasks, seed, n_steps)
-        for n_tasks in config.tasks
-        for seed in range(config.seed, config.seed + config.seeds)
-        for n_steps in ([config.steps] if shared else [(N,) for N in config.steps])
-    ]
+    last, seeds = max(config.steps), range(config.seed, config.seed + config.seeds)
+    plan = [Trajectory(config, n_tasks, seed, config.steps) for n_tasks in config.tasks for seed in seeds]
+    with faults_name_cells(plan):
+        alike = (learning_rate(config, s, N) == learning_rate(config, s, last) for N in config.steps for s in range(N))
+        if all(alike):
+            return plan
+    return [Trajectory(config, t.n_tasks, t.seed, (N,)) for t in plan for N in config.steps]
 
 
 class Ensemble:
@@ -688,7 +700,7 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
         return
     measured, saved = group[0].measured_steps(), time.monotonic()
     members = ThreadPoolExecutor(min(len(group), cpu_count()), initializer=prepare_thread, initargs=(device,))
-    try:
+    with faults_name_cells(group), members:
         list(members.map(lambda trajectory: trajectory.test_bed, group))  # built side by side
         ensemble = Ensemble(config, group, device, stacked=device.type == "cuda")
         if group[0].step:
@@ -708,13 +720,6 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
                 saved = time.monotonic()
             if stop.is_set():
                 return
-    except Exception as error:
-        N = min(N for N in group[0].n_steps if N >= group[0].step)
-        cells = ", ".join(f"D{trajectory.n_tasks}_N{N} (seed {trajectory.seed})" for trajectory in group[:4])
-        error.add_note(f"in cell {cells}, after step {group[0].step}")
-        raise
-    finally:
-        members.shutdown()
 
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
