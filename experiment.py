@@ -451,13 +451,14 @@ def next_draw_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def faults_name_cells(trajectories: "list[Trajectory]"):
-    """An exception raised while this lasts gets a note with the cells of these trajectories, at most four."""
+def faults_name_cells(trajectories: "list[Trajectory]", n_steps: int | None = None):
+    """An exception raised while this lasts gets a note with the cells, at most four, that these trajectories are at or,
+    if given, that have n_steps steps."""
     try:
         yield
     except Exception as error:
         step = trajectories[0].step
-        N = min(N for N in trajectories[0].n_steps if N >= step)
+        N = n_steps or min(N for N in trajectories[0].n_steps if N >= step)
         cells = ", ".join(f"D{t.n_tasks}_N{N} (seed {t.seed})" for t in trajectories[:4])
         error.add_note(f"in cell {cells}, after step {step}")
         raise
@@ -502,9 +503,10 @@ class Trajectory:
 
     def cell(self, n_steps: int) -> dict:
         """The numbers of the model after n_steps steps, and what the ideal predictors would score in its place."""
-        numbers = next(dict(point) for point in self.points if point["step"] == n_steps)
-        del numbers["step"]
-        return {"train_loss": numbers.pop("loss"), **numbers, "reference": self.test_bed.reference}
+        with faults_name_cells([self], n_steps):
+            numbers = next(dict(point) for point in self.points if point["step"] == n_steps)
+            del numbers["step"]
+            return {"train_loss": numbers.pop("loss"), **numbers, "reference": self.test_bed.reference}
 
 
 def plan_trajectories(config: Config) -> list[Trajectory]:

@@ -141,6 +141,7 @@ FAULTS = {
     "in the decoder": ({"        T, d = tokens": "        self.nothing.here\n        T, d = tokens"}, "nothing"),
     "while it trains": ({COUNT: COUNT + "        if self.cursor == 30: self.params['no such name']\n"}, "no such name"),
     "in the evaluation": ({"    def measure(self, P": "    def measure(self, P, missing_argument"}, "missing_argument"),
+    "in the results": ({'        del numbers["step"]': '        del numbers["no such key"]'}, "no such key"),
     "at import": ({"CHUNK = 100": "CHUNK = hundred"}, "hundred"),
     "an error as long as a book": ({COUNT: "        raise ValueError('very long ' * 10000)\n"}, "very long"),
 }
