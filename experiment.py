@@ -450,18 +450,24 @@ def next_draw_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return -log_probs.mean((-3, -2, -1))
 
 
-@contextlib.contextmanager
-def faults_name_cells(trajectories: "list[Trajectory]", n_steps: int | None = None):
-    """An exception raised while this lasts gets a note with the cells, at most four, that these trajectories are at or,
-    if given, that have n_steps steps."""
-    try:
-        yield
-    except Exception as error:
-        step = trajectories[0].step
-        N = n_steps or min(N for N in trajectories[0].n_steps if N >= step)
-        cells = ", ".join(f"D{t.n_tasks}_N{N} (seed {t.seed})" for t in trajectories[:4])
-        error.add_note(f"in cell {cells}, after step {step}")
-        raise
+class FaultsNameCells:
+    """An exception raised while this lasts gets a note with the cells, at most four, of these trajectories: those of
+    n_steps steps or, if not given, those that are to be measured next."""
+
+    def __init__(self, trajectories: "list[Trajectory]", n_steps: int | None = None):
+        self.trajectories, self.n_steps = trajectories, n_steps
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is not None:
+            first = self.trajectories[0]
+            measured = {point["step"] for point in first.points}
+            left = [N for N in first.n_steps if N not in measured] or first.n_steps
+            N = self.n_steps or min(left)
+            cells = ", ".join(f"D{t.n_tasks}_N{N} (seed {t.seed})" for t in self.trajectories[:4])
+            error.add_note(f"in cell {cells}, after step {first.step}")
 
 
 class Trajectory:
@@ -476,7 +482,7 @@ class Trajectory:
         self.step, self.state = 0, None  # where a checkpoint continues
         self.recent_losses: deque[float] = deque(maxlen=LOSS_WINDOW)
         self.points: list[dict] = []  # what was measured, in the order of the steps
-        with torch.random.fork_rng(devices=[]), faults_name_cells([self]):
+        with torch.random.fork_rng(devices=[]), FaultsNameCells([self]):
             torch.manual_seed(self.stream("initial weights").initial_seed())
             self.model = Model(config)
 
@@ -503,7 +509,7 @@ class Trajectory:
 
     def cell(self, n_steps: int) -> dict:
         """The numbers of the model after n_steps steps, and what the ideal predictors would score in its place."""
-        with faults_name_cells([self], n_steps):
+        with FaultsNameCells([self], n_steps):
             numbers = next(dict(point) for point in self.points if point["step"] == n_steps)
             del numbers["step"]
             return {"train_loss": numbers.pop("loss"), **numbers, "reference": self.test_bed.reference}
@@ -513,10 +519,12 @@ def plan_trajectories(config: Config) -> list[Trajectory]:
     """All trajectories of the grid: one per (D, seed), or one per (D, seed, N) if the learning rate depends on N."""
     last, seeds = max(config.steps), range(config.seed, config.seed + config.seeds)
     plan = [Trajectory(config, n_tasks, seed, config.steps) for n_tasks in config.tasks for seed in seeds]
-    with faults_name_cells(plan):
-        alike = (learning_rate(config, s, N) == learning_rate(config, s, last) for N in config.steps for s in range(N))
-        if all(alike):
-            return plan
+    alike = True
+    for N in config.steps:
+        with FaultsNameCells(plan, N):
+            alike = alike and all(learning_rate(config, s, N) == learning_rate(config, s, last) for s in range(N))
+    if alike:
+        return plan
     return [Trajectory(config, t.n_tasks, t.seed, (N,)) for t in plan for N in config.steps]
 
 
@@ -702,7 +710,7 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
         return
     measured, saved = group[0].measured_steps(), time.monotonic()
     members = ThreadPoolExecutor(min(len(group), cpu_count()), initializer=prepare_thread, initargs=(device,))
-    with faults_name_cells(group), members:
+    with FaultsNameCells(group), members:
         list(members.map(lambda trajectory: trajectory.test_bed, group))  # built side by side
         ensemble = Ensemble(config, group, device, stacked=device.type == "cuda")
         if group[0].step:
@@ -925,14 +933,18 @@ def summarize(cells: list[dict]) -> dict:
     headlines += ("exact_relative_divergence", "train_loss")
     final_info = {}
     for (D, N), group in itertools.groupby(cells, lambda cell: (cell["n_tasks"], cell["n_steps"])):
-        seeds = list(group)
-        values = {key: [cell[key] for cell in seeds] for key in headlines if key in seeds[0]}
-        stderr = {key: np.std(v, ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0.0 for key, v in values.items()}
-        final_info[f"D{D}_N{N}"] = {
-            "means": {f"{key}_mean": float(np.mean(v)) for key, v in values.items()},
-            "stderrs": {f"{key}_stderr": float(v) for key, v in stderr.items()},
-            "final_info_dict": values,
-        }
+        try:
+            seeds = list(group)
+            values = {key: [cell[key] for cell in seeds] for key in headlines if key in seeds[0]}
+            stderr = {key: np.std(v, ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0.0 for key, v in values.items()}
+            final_info[f"D{D}_N{N}"] = {
+                "means": {f"{key}_mean": float(np.mean(v)) for key, v in values.items()},
+                "stderrs": {f"{key}_stderr": float(v) for key, v in stderr.items()},
+                "final_info_dict": values,
+            }
+        except Exception as error:
+            error.add_note(f"in cell D{D}_N{N}")
+            raise
     return final_info
 
 

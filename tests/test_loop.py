@@ -142,7 +142,9 @@ FAULTS = {
     "while it trains": ({COUNT: COUNT + "        if self.cursor == 30: self.params['no such name']\n"}, "no such name"),
     "in the evaluation": ({"    def measure(self, P": "    def measure(self, P, missing_argument"}, "missing_argument"),
     "in the results": ({'        del numbers["step"]': '        del numbers["no such key"]'}, "no such key"),
+    "in the summary": ({"    seeds = list(group)": "    seeds = list(group.nothing)"}, "nothing"),
     "at import": ({"CHUNK = 100": "CHUNK = hundred"}, "hundred"),
+    "an exit": ({COUNT: COUNT + "        sys.exit(0)\n"}, "SystemExit"),
     "an error as long as a book": ({COUNT: "        raise ValueError('very long ' * 10000)\n"}, "very long"),
 }
 
@@ -155,9 +157,10 @@ def test_a_fault_is_told_within_the_end_of_standard_error(template, tmp_path, wh
     done = forked(folder, "experiment.py", "--out_dir=run_1")
     end = done.stderr[-1500:]
     assert done.returncode == 1
-    assert word in end and "Error" in end and "line " in end, end
+    assert word in end and ("Error" in end or where == "an exit") and "line " in end, end
     if where not in ("at import", "an error as long as a book"):
-        assert "D2_N20" in end or "D4_N20" in end or "_N60" in end, end
+        N = 60 if where == "while it trains" else 20  # at step 30 the model of 20 steps is already measured
+        assert f"D2_N{N}" in end or f"D4_N{N}" in end, end
     assert not (folder / "run_1" / "final_info.json").exists()
 
 
