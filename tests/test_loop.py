@@ -143,6 +143,7 @@ FAULTS = {
     "in the evaluation": ({"    def measure(self, P": "    def measure(self, P, missing_argument"}, "missing_argument"),
     "in the results": ({'        del numbers["step"]': '        del numbers["no such key"]'}, "no such key"),
     "in the summary": ({"    seeds = list(group)": "    seeds = list(group.nothing)"}, "nothing"),
+    "in the kind of a number": ({'"loss": loss, **': '"loss": np.float32(loss), **'}, "float32"),
     "at import": ({"CHUNK = 100": "CHUNK = hundred"}, "hundred"),
     "an exit": ({COUNT: COUNT + "        sys.exit(0)\n"}, "SystemExit"),
     "an error as long as a book": ({COUNT: "        raise ValueError('very long ' * 10000)\n"}, "very long"),
