@@ -505,8 +505,9 @@ class Trajectory:
     def measure(self, predictions: torch.Tensor) -> None:
         """Add a point for the model as it is, from its predictions [n, C, m] on the contexts of the test bed."""
         loss = math.fsum(self.recent_losses) / len(self.recent_losses)
-        self.points.append({"step": self.step, "loss": loss, **self.test_bed.measure(predictions)})
-        strict_json(self.points[-1])  # a value that the results cannot hold fails here, not after hours
+        point = {"step": self.step, "loss": loss, **self.test_bed.measure(predictions)}
+        strict_json(point)  # a value that the results cannot hold fails here, not after hours
+        self.points.append(point)
 
     def cell(self, n_steps: int) -> dict:
         """The numbers of the model after n_steps steps, and what the ideal predictors would score in its place."""
