@@ -183,7 +183,7 @@ class Embeddings(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LayerNorm Transformer block without biases: causal attention, then a GELU MLP. [B, T, d] -> [B, T, d]."""
+    """Pre-LayerNorm Transformer block without biases: causal attention, then a GELU MLP. [T, B, d] -> [T, B, d]."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -197,13 +197,14 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(4 * d, d, bias=False)
 
     def attention(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        # Draws come last and scores are [.., key, query]: with so few positions these layouts keep every small matrix
-        # product and the softmax (over a leading axis) on the fast CPU kernels.
-        B, T, d = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 4, 1).contiguous()
-        scores = k.transpose(-1, -2) @ q * (d // self.n_heads) ** -0.5 + mask
-        weights = scores.movedim(-2, 0).softmax(0).movedim(0, -2)
-        return self.attention_out((v @ weights).permute(0, 3, 1, 2).reshape(B * T, d)).view(B, T, d)
+        # With so few draws the copies and the many small matrix products are what attention costs. Draws come first and
+        # every head has its query, key and value together, so the heads of all sequences are one batch without a copy;
+        # scores are [B * heads, key, query], with the softmax over a leading axis, which is what small products like.
+        T, B, d = x.shape
+        q, k, v = self.qkv(x).view(T, B * self.n_heads, 3, d // self.n_heads).permute(2, 1, 0, 3).unbind()
+        scores = k @ q.mT * (d // self.n_heads) ** -0.5 + mask
+        weights = scores.movedim(1, 0).softmax(0).movedim(0, 1)
+        return self.attention_out((weights.mT @ v).transpose(0, 1).reshape(T, B, d))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.attention_norm(x), mask)
@@ -230,10 +231,11 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         T, d = tokens.shape[1], embeddings.shape[2]
-        x = embeddings.gather(1, tokens[..., None].expand(-1, -1, d)) + self.positions[:T]
+        x = embeddings.transpose(0, 1).gather(0, tokens.T[..., None].expand(-1, -1, d))  # [T, B, d]
+        x = x + self.positions[:T, None]
         for block in self.blocks:
             x = block(x, self.mask[:T, :T])
-        return self.norm(x) @ embeddings.transpose(1, 2) / math.sqrt(d)
+        return self.norm(x).transpose(0, 1) @ embeddings.mT / math.sqrt(d)
 
 
 class Model(nn.Module):
@@ -256,12 +258,12 @@ def counting_predictor(contexts: torch.Tensor, n_colors: int) -> torch.Tensor:
     return color_counts(contexts, n_colors) / contexts.shape[1]
 
 
-def memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
-    """M, Bayes over the urns [D, m] with a uniform prior: sum_d w_d U_d, w_d ~ prod_k U_dk^n_k. [n, C] -> [n, m].
+def bayes_over_urns(counts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
+    """sum_d w_d U_d with w_d ~ prod_k U_dk^n_k: color counts [n, m], urns [D, m] -> next-draw distributions [n, m].
 
-    A context that no urn can produce keeps the uniform prior.
+    Counts that no urn can produce keep the uniform prior.
     """
-    urns, counts = urns.double(), color_counts(contexts, urns.shape[1])
+    urns = urns.double()
     log_urns = torch.where(urns > 0, urns, 1).log().T
     predictions = []
     for block in counts.split(max(1, 2**23 // len(urns))):  # bounds the memory of the [block, D] likelihoods
@@ -271,10 +273,20 @@ def memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Te
     return torch.cat(predictions)
 
 
+def memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
+    """M, Bayes over the urns [D, m] with a uniform prior. [n, C] -> [n, m]."""
+    return bayes_over_urns(color_counts(contexts, urns.shape[1]), urns)
+
+
 def orbit_memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
-    """O, Bayes over all D m! relabelled urns: the best that any lex-invariant learner can do. [n, C] -> [n, m]."""
+    """O, Bayes over all D m! relabelled urns: the best that any lex-invariant learner can do. [n, C] -> [n, m].
+
+    Renaming the colors of a context renames those of the prediction: only sorted counts are computed.
+    """
     relabellings = torch.tensor(list(itertools.permutations(range(urns.shape[1]))))
-    return memorizing_predictor(contexts, urns[:, relabellings].flatten(0, 1))
+    counts, order = color_counts(contexts, urns.shape[1]).sort(dim=1, stable=True)
+    distinct, which = counts.unique(dim=0, return_inverse=True)
+    return bayes_over_urns(distinct, urns[:, relabellings].flatten(0, 1))[which].gather(1, order.argsort(1))
 
 
 # ==== Divergences and evaluation ======================================================================================
@@ -735,9 +747,9 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
 
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
-YARDSTICK = (color_counts, counting_predictor, posterior_mean_predictor, memorizing_predictor)
-YARDSTICK += (orbit_memorizing_predictor, kl_divergence, relative_divergence, mixture_weights, TestBed)
-YARDSTICK += (Ensemble.predict,)
+YARDSTICK = (sample_urns, sample_sequences, color_counts, counting_predictor, posterior_mean_predictor)
+YARDSTICK += (bayes_over_urns, memorizing_predictor, orbit_memorizing_predictor, kl_divergence, relative_divergence)
+YARDSTICK += (mixture_weights, TestBed, next_draw_loss, Ensemble.predict)
 
 
 # ==== Run directory ===================================================================================================
@@ -1001,6 +1013,14 @@ def parse_arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
         def error(self, message):
             raise UserError(message)
 
+    def read(kind, name, word):
+        try:
+            return kind(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{word.strip()} must be {name}") from None
+
+    kinds = {int: (int, "a whole number"), float: (float, "a number"), str: (str.strip, "text")}
+    kinds[bool] = (json.loads, "true or false")
     comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(Config), re.M))
     parser = Parser("experiment.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -1010,7 +1030,7 @@ def parse_arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
         shown = " ".join(map(str, field.default)) if many else field.default
         parser.add_argument(
             f"--{field.name}",
-            type=json.loads if kind is bool else kind,
+            type=partial(read, *kinds.get(kind, (kind, kind.__name__))),
             nargs="*" if many else None,
             default=field.default,
             metavar="X",
@@ -1171,7 +1191,7 @@ def main(argv: list[str] | None = None) -> int:
                 dist.destroy_process_group()  # its threads must not outlive the interpreter
             return status
     except UserError as error:
-        print(f"experiment.py: {error}", file=sys.stderr)
+        print(f"experiment.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except Interrupted as error:
         print(f"interrupted by {signal.Signals(error.args[0]).name}: {again}", file=sys.stderr)
@@ -1183,11 +1203,13 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, SystemExit) as error:
         if options is None and isinstance(error, SystemExit):  # --help
             raise
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
-        lines = [f"  line {frame.lineno} in {frame.name}: {frame.line}" for frame in own[-4:]]
-        lines += [f"  {note}" for note in getattr(error, "__notes__", [])]
-        lines += [f"experiment.py failed: {type(error).__name__}: {str(error)[-600:]}"]
-        print("\n".join(lines), file=sys.stderr)
+        frames = []
+        for fault in (error.__cause__, error):
+            own = [f for f in traceback.extract_tb(fault and fault.__traceback__) if f.filename == __file__]
+            frames += [f"  line {frame.lineno} in {frame.name}: {frame.line[:120]}" for frame in own[-3:]]
+        notes = [f"  {note}" for note in getattr(error, "__notes__", [])]
+        last = f"experiment.py failed: {type(error).__name__}: {str(error)[-600:]}"
+        print("\n".join([*frames, *notes, last]), file=sys.stderr)
     finally:
         if run:
             run.close()

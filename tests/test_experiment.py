@@ -130,7 +130,7 @@ BAD_INPUT = {
     "zero steps": (["--steps", "0"], "--steps 0", "at least 1"),
     "repeated tasks": (["--tasks", "4", "8", "4"], "--tasks 4 8 4", "different"),
     "repeated steps": (["--steps", "7", "7"], "--steps 7 7", "different"),
-    "tasks that are no numbers": (["--tasks", "4x"], "--tasks", "'4x'"),
+    "tasks that are no numbers": (["--tasks", "4x"], "--tasks", "4x must be a whole number"),
     "heads do not divide the width": (["--d_model", "130"], "--d_model 130", "divisible by --n_heads 4"),
     "unknown embedding": (["--embedding", "random"], "--embedding random", "gaussian or permutation or fixed"),
     "absent device": (["--device", "cuda"], "--device cuda", "auto"),

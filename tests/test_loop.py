@@ -138,6 +138,10 @@ COUNT = "        self.cursor += 1\n"
 FAULTS = {
     "in the constructor": ({"self.n_heads = config.n_heads": "self.n_heads = config.no_such_knob"}, "no_such_knob"),
     "in the schedule": ({"    return config.lr\n": "    return config.no_such_rate\n"}, "no_such_rate"),
+    "in a thread, as StopIteration": (
+        {"        numbers = {prefix + k": "        next(iter(()))  # edited\n        numbers = {prefix + k"},
+        "# edited",
+    ),
     "in the decoder": ({"        T, d = tokens": "        self.nothing.here\n        T, d = tokens"}, "nothing"),
     "while it trains": ({COUNT: COUNT + "        if self.cursor == 30: self.params['no such name']\n"}, "no such name"),
     "in the evaluation": ({"    def measure(self, P": "    def measure(self, P, missing_argument"}, "missing_argument"),

@@ -78,13 +78,14 @@ def test_orbit_predictor_is_equivariant_under_relabelling():
 
 
 def test_orbit_predictor_with_eight_colors_stays_in_memory(monkeypatch):
-    """Likelihoods of all contexts under all relabelled urns would take 400 MB; they are made in blocks."""
+    """Likelihoods of all kinds of contexts under all relabelled urns would take 100 MB; they are made in blocks."""
     urns = experiment.sample_urns(8, 8, 1.0, torch.Generator().manual_seed(0))
     contexts = torch.randint(8, (150, 15), generator=torch.Generator().manual_seed(1))
     largest, softmax = [], torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: largest.append(x.numel()) or softmax(x, dim))
     predictions = experiment.orbit_memorizing_predictor(contexts, urns)
-    assert len(largest) > 1 and max(largest) <= 2**23 and sum(largest) == 150 * 8 * math.factorial(8)
+    kinds = {tuple(sorted(np.bincount(context, minlength=8))) for context in contexts.numpy()}
+    assert len(largest) > 1 and max(largest) <= 2**23 and sum(largest) == len(kinds) * 8 * math.factorial(8)
     torch.testing.assert_close(predictions.sum(1), torch.ones(150, dtype=torch.float64))
     alone = experiment.orbit_memorizing_predictor(contexts[77:78], urns)
     torch.testing.assert_close(predictions[77:78], alone)
@@ -192,7 +193,8 @@ def test_decoder_is_the_textbook_one():
         layer = torch.nn.TransformerEncoderLayer(
             32, 4, 128, 0.0, "gelu", batch_first=True, norm_first=True, bias=False, dtype=torch.float64
         )
-        layer.self_attn.in_proj_weight.data = block.qkv.weight.data
+        by_head = block.qkv.weight.data.view(4, 3, 8, 32)  # every head has its query, key and value together
+        layer.self_attn.in_proj_weight.data = by_head.transpose(0, 1).reshape(96, 32)
         layer.self_attn.out_proj.weight.data = block.attention_out.weight.data
         layer.linear1.weight.data, layer.linear2.weight.data = block.mlp_in.weight.data, block.mlp_out.weight.data
         layer.norm1.weight.data, layer.norm2.weight.data = block.attention_norm.weight.data, block.mlp_norm.weight.data
