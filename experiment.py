@@ -201,8 +201,9 @@ class Block(nn.Module):
         # every head has its query, key and value together, so the heads of all sequences are one batch without a copy;
         # scores are [B * heads, key, query], with the softmax over a leading axis, which is what small products like.
         T, B, d = x.shape
-        q, k, v = self.qkv(x).view(T, B * self.n_heads, 3, d // self.n_heads).permute(2, 1, 0, 3).unbind()
-        scores = k @ q.mT * (d // self.n_heads) ** -0.5 + mask
+        heads = self.qkv(x).view(T, B * self.n_heads, 3, d // self.n_heads)
+        q, k, v = (part.transpose(0, 1) for part in heads.unbind(2))  # [B * heads, T, d / heads] each
+        scores = torch.add(mask, k @ q.mT, alpha=(d // self.n_heads) ** -0.5)
         weights = scores.movedim(1, 0).softmax(0).movedim(0, 1)
         return self.attention_out((weights.mT @ v).transpose(0, 1).reshape(T, B, d))
 
