@@ -453,7 +453,10 @@ class NotFiniteError(RuntimeError):
 
 
 def learning_rate(config: Config, step: int, n_steps: int) -> float:
-    """Learning rate of update `step` (from 0) of n_steps. Once it depends on n_steps, every N is trained on its own."""
+    """Learning rate of update `step` (from 0) of n_steps. Once it depends on n_steps, every N is trained on its own.
+
+    The only place for a schedule, and n_steps its length: max(config.steps) would be that of another model.
+    """
     return config.lr
 
 
@@ -474,7 +477,7 @@ class FaultsNameCells:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if error is not None:
+        if error is not None and not any(note.startswith("in cell") for note in getattr(error, "__notes__", [])):
             first = self.trajectories[0]
             measured = {point["step"] for point in first.points}
             left = [N for N in first.n_steps if N not in measured] or first.n_steps
@@ -501,7 +504,8 @@ class Trajectory:
 
     @cached_property
     def test_bed(self) -> TestBed:
-        return TestBed(self.config, self.n_tasks, self.seed)
+        with FaultsNameCells([self]):
+            return TestBed(self.config, self.n_tasks, self.seed)
 
     def require_finite(self, values: torch.Tensor, step: int) -> None:
         if not values.isfinite().all():
@@ -517,10 +521,11 @@ class Trajectory:
 
     def measure(self, predictions: torch.Tensor) -> None:
         """Add a point for the model as it is, from its predictions [n, C, m] on the contexts of the test bed."""
-        loss = math.fsum(self.recent_losses) / len(self.recent_losses)
-        point = {"step": self.step, "loss": loss, **self.test_bed.measure(predictions)}
-        strict_json(point)  # a value that the results cannot hold fails here, not after hours
-        self.points.append(point)
+        with FaultsNameCells([self]):
+            loss = math.fsum(self.recent_losses) / len(self.recent_losses)
+            point = {"step": self.step, "loss": loss, **self.test_bed.measure(predictions)}
+            strict_json(point)  # a value that the results cannot hold fails here, not after hours
+            self.points.append(point)
 
     def cell(self, n_steps: int) -> dict:
         """The numbers of the model after n_steps steps, and what the ideal predictors would score in its place."""
@@ -553,13 +558,12 @@ class Ensemble:
 
     def __init__(self, config: Config, trajectories: list[Trajectory], device: torch.device, stacked: bool):
         self.config, self.trajectories, self.device, self.stacked = config, trajectories, device, stacked
-        self.step, self.last = 0, max(trajectories[0].n_steps)
+        self.step, self.last, self.lr = 0, max(trajectories[0].n_steps), config.lr
         models = [trajectory.model.to(device) for trajectory in trajectories]
         self.model, self.params = models[0], dict(models[0].named_parameters())
         if stacked:
             self.params = torch.func.stack_module_state(models)[0]
         # AdamW on stacked parameters is AdamW on each of them. A graph reads its learning rate from the device.
-        self.lr = config.lr
         self.optimizer = torch.optim.AdamW(
             self.params.values(),
             lr=torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr,
@@ -571,7 +575,10 @@ class Ensemble:
         self.chunk, self.ahead = 0, {}
         self.losses = torch.zeros(CHUNK, len(trajectories), device=device)
         self.cursor = torch.zeros(1, dtype=torch.int64, device=device)
-        self.next_update = self.capture() if device.type == "cuda" else self.update
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.next_update = self.replay if device.type == "cuda" else self.update
+        self.graph, self.warm_up = None, 3
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def sample(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [CHUNK, E, B, seq_len] and codes [CHUNK, E, B, ..] of the training steps from chunk * CHUNK on."""
@@ -602,24 +609,20 @@ class Ensemble:
         self.losses.index_copy_(0, self.cursor, losses.detach()[None])
         self.cursor += 1
 
-    def capture(self):
-        """The update as a CUDA graph. Warming up and capturing leave parameters and optimizer as they were."""
-        before = [parameter.detach().clone() for parameter in self.params.values()]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
+    def replay(self) -> None:
+        """update() as a CUDA graph. The first ones run as they are: the graph needs what they allocate."""
+        if self.warm_up:
+            self.warm_up -= 1
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
                 self.update()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.update()
-        with torch.no_grad():
-            for parameter, value in zip(self.params.values(), before, strict=True):
-                parameter.copy_(value)
-                for state in self.optimizer.state[parameter].values():
-                    state.zero_()
-        return graph.replay
+            torch.cuda.current_stream().wait_stream(self.side)
+            return
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records, and runs nothing
+                self.update()
+        self.graph.replay()
 
     def advance(self, n_steps: int, stop: threading.Event) -> torch.Tensor:
         """Train up to n_steps steps of one chunk, fewer if stop is set; their losses [steps, E] on the CPU."""
@@ -636,12 +639,15 @@ class Ensemble:
             if lr != self.lr:
                 for group in self.optimizer.param_groups:
                     group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], torch.Tensor) else lr
-                self.lr = lr
+                self.lr, self.rates = lr, [lr] * len(self.rates)
             self.next_update()
             self.step += 1
         if self.device.type == "cuda" and chunk + 1 not in self.ahead and (chunk + 1) * CHUNK < self.last:
             self.ahead = {chunk + 1: self.sample(chunk + 1)}  # drawn while the GPU works
         losses = self.losses[start : start + self.step - first].clone().cpu()
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if not np.allclose(rates, self.rates, rtol=1e-6, atol=0):
+            raise RuntimeError("a schedule belongs in learning_rate(): elsewhere nothing notices that it depends on N")
         if not losses.isfinite().all():
             step, member = (~losses.isfinite()).nonzero()[0].tolist()
             self.trajectories[member].require_finite(losses[step, member], first + step + 1)
@@ -669,7 +675,7 @@ class Ensemble:
         states = [{name: {} for name in self.params} for _ in self.trajectories]
         for name, p in self.params.items():
             for key, value in {"parameter": p, **self.optimizer.state[p]}.items():
-                value = value.detach().cpu()
+                value = torch.as_tensor(value).detach().cpu()
                 for member, state in enumerate(states):
                     per_member = self.stacked and value.shape == p.shape
                     state[name][key] = (value[member] if per_member else value).clone()
@@ -730,6 +736,7 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
         ensemble = Ensemble(config, group, device, stacked=device.type == "cuda")
         if group[0].step:
             ensemble.restore()
+        progress.start()
         for goal in sorted({*range(CHUNK, ensemble.last, CHUNK), *measured}):
             if goal <= ensemble.step:
                 continue
@@ -913,8 +920,8 @@ class RunDirectory:
         trajectory.step, trajectory.state, trajectory.points = saved["step"], saved["state"], saved["points"]
         trajectory.recent_losses = deque(saved["recent_losses"], maxlen=LOSS_WINDOW)
 
-    def finish(self, trajectories: list[Trajectory], timing: dict, save_models: bool) -> dict:
-        """Write all_results.json, then final_info.json, then remove the checkpoints; returns final_info."""
+    def finish(self, trajectories: list[Trajectory], timing: dict, save_models: bool) -> str:
+        """Write all_results.json, then final_info.json, then remove the checkpoints; returns the printed summary."""
         curves = [
             {
                 "n_tasks": t.n_tasks,
@@ -934,12 +941,14 @@ class RunDirectory:
         results = {"config": asdict(self.config), "environment": self.environment}
         results |= {"trajectories": curves, "cells": cells, "timing": timing}
         final_info = summarize(cells)
-        write_atomically(self.results[1], strict_json(results))
-        write_atomically(self.results[0], strict_json(final_info))
+        printed = summary(final_info, timing)
+        short, long = strict_json(final_info), strict_json(results)  # whatever fails, fails before a file is there
+        write_atomically(self.results[1], long)
+        write_atomically(self.results[0], short)
         if not save_models:
             self.remove(self.path / "models", "D*_N*_s*.pt")
         self.remove(self.checkpoints, "fingerprint.json", "*.pt")
-        return final_info
+        return printed
 
 
 def summarize(cells: list[dict]) -> dict:
@@ -957,6 +966,7 @@ def summarize(cells: list[dict]) -> dict:
                 "stderrs": {f"{key}_stderr": float(v) for key, v in stderr.items()},
                 "final_info_dict": values,
             }
+            strict_json(final_info[f"D{D}_N{N}"])  # a value that the file cannot hold fails here, with its cell
         except Exception as error:
             error.add_note(f"in cell D{D}_N{N}")
             raise
@@ -970,10 +980,14 @@ class Progress:
     """Model steps done: a bar on a terminal, elsewhere at most one plain line per 5% on standard output."""
 
     def __init__(self, total: int, done: int, workers: int, silent: bool):
-        self.total, self.done, self.trained, self.started = total, done, 0, time.monotonic()
+        self.total, self.done, self.trained, self.started = total, done, 0, None
         self.announce = min(workers * CHUNK, total - done)  # model steps from which the speed is known
         self.silent, self.lock = silent, threading.Lock()
         self.bar = tqdm(total=total, initial=done, unit="step", disable=silent or not sys.stderr.isatty())
+
+    def start(self) -> None:
+        """Training begins; what came before is not paid for every step."""
+        self.started = self.started or time.monotonic()
 
     def update(self, losses: list[list[float]]) -> None:
         """Count newly trained steps by their losses [E][steps]."""
@@ -1061,14 +1075,14 @@ def cpu_count() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def print_summary(final_info: dict, timing: dict) -> None:
+def summary(final_info: dict, timing: dict) -> str:
     """One greppable `key: value` line per number."""
+    lines = []
     for cell, numbers in final_info.items():
         for key in numbers["final_info_dict"]:
             mean = numbers["means"][f"{key}_mean"]
-            print(f"{cell}_{key}: {math.nan if mean is None else mean:.4f}")
-    for key, value in timing.items():
-        print(f"{key}: {value}")
+            lines.append(f"{cell}_{key}: {math.nan if mean is None else mean:.4f}")
+    return "\n".join([*lines, *(f"{key}: {value}" for key, value in timing.items())])
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -1136,7 +1150,7 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
         if rank == 0:
             print(f"{options.out_dir} is complete: nothing to train (--overwrite trains it anew)")
             final_info, results = (json.loads(path.read_bytes()) for path in run.results)
-            print_summary(final_info, results["timing"])
+            print(summary(final_info, results["timing"]))
         return 0
 
     trajectories = plan_trajectories(config)
@@ -1166,8 +1180,34 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
         "model_steps": int(trained),
         "model_steps_per_second": round(int(trained) / seconds, 2),
     }
-    print_summary(run.finish(trajectories, timing, options.save_models), timing)
+    print(run.finish(trajectories, timing, options.save_models))
     return 0
+
+
+def describe(error: BaseException) -> str:
+    """The last lines of standard error: frames of this script, cells and exception, after those of its first cause.
+
+    At most 1500 characters, which is what loops read.
+    """
+
+    def shown(fault, n_frames, n_characters):
+        own = [frame for frame in traceback.extract_tb(fault.__traceback__) if frame.filename == __file__]
+        frames = [f"  line {frame.lineno} in {frame.name}: {frame.line[:100]}" for frame in own[-n_frames:]]
+        message = " ".join(str(fault).split())
+        if len(message) > n_characters:
+            message = f"{message[: n_characters // 2]} ... {message[-n_characters // 2 :]}"
+        return frames, f"{type(fault).__name__}: {message}"
+
+    cause, seen = error, []
+    while cause not in [None, *seen]:
+        seen.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    frames, last = shown(error, 3, 300)
+    if len(seen) > 1:
+        first_frames, first = shown(seen[-1], 1, 150)
+        frames = [*first_frames, f"  {first}", "which led to", *frames]
+    notes = [f"  {note[:200]}" for note in getattr(error, "__notes__", [])[-2:]]
+    return "\n".join([*frames, *notes, f"experiment.py failed: {last}"])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1202,15 +1242,9 @@ def main(argv: list[str] | None = None) -> int:
     except WriteError as error:
         print(f"experiment.py: {error}; once that is mended {again}", file=sys.stderr)
     except (Exception, SystemExit) as error:
-        if options is None and isinstance(error, SystemExit):  # --help
+        if isinstance(error, SystemExit) and {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
             raise
-        frames = []
-        for fault in (error.__cause__, error):
-            own = [f for f in traceback.extract_tb(fault and fault.__traceback__) if f.filename == __file__]
-            frames += [f"  line {frame.lineno} in {frame.name}: {frame.line[:120]}" for frame in own[-3:]]
-        notes = [f"  {note}" for note in getattr(error, "__notes__", [])]
-        last = f"experiment.py failed: {type(error).__name__}: {str(error)[-600:]}"
-        print("\n".join([*frames, *notes, last]), file=sys.stderr)
+        print(describe(error), file=sys.stderr)
     finally:
         if run:
             run.close()

@@ -414,7 +414,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: in labels, but there is no such run here")
 
     yardsticks = {path: (results.get("environment") or {}).get("yardstick_sha256") for path, results in runs.items()}
-    first = next((path for path, yardstick in yardsticks.items() if yardstick), None)
+    shown = [path for path in runs if path.name in labels] or list(runs)
+    first = next((path for path in shown if yardsticks[path]), None)
     titles = {}
     for path, results in runs.items():
         titles[path.name] = title_of(path.name, results)
@@ -432,8 +433,7 @@ def main(argv: list[str] | None = None) -> int:
         ):
             save(draw(results, titles[path.name]), path.parent / f"{name}_{path.name}.png")
 
-    compared = {path.name: results for path, results in runs.items() if path.name in labels}
-    compared = compared or {path.name: results for path, results in runs.items()}
+    compared = {path.name: runs[path] for path in shown}
     save(draw_compare(compared, titles), next(iter(runs)).parent / "compare.png")
     print_table(compared)
     return 0

@@ -148,6 +148,33 @@ FAULTS = {
     "in the results": ({'        del numbers["step"]': '        del numbers["no such key"]'}, "no such key"),
     "in the summary": ({"    seeds = list(group)": "    seeds = list(group.nothing)"}, "nothing"),
     "in the kind of a number": ({'"loss": loss, **': '"loss": np.float32(loss), **'}, "float32"),
+    "with two causes": (
+        {
+            COUNT: """        try:
+            {}['root']
+        except KeyError as error:
+            raise ValueError('outer') from error
+"""
+        },
+        "{}['root']",
+    ),
+    "in the printed summary": (
+        {"    return final_info\n": "    return final_info | {'all': {'means': {}}}\n"},
+        "'final_info_dict'",
+    ),
+    "as a schedule in the wrong place": (
+        {
+            COUNT: COUNT + "        self.schedule.step()\n",
+            "        self.chunk, self.ahead = 0": """
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.last)
+        self.chunk, self.ahead = 0""",
+        },
+        "learning_rate()",
+    ),
+    "an exit in the configuration": (
+        {'        for flag in ("tasks", "steps"):': '        sys.exit(0)\n        for flag in ("tasks", "steps"):'},
+        "SystemExit",
+    ),
     "at import": ({"CHUNK = 100": "CHUNK = hundred"}, "hundred"),
     "an exit": ({COUNT: COUNT + "        sys.exit(0)\n"}, "SystemExit"),
     "an error as long as a book": ({COUNT: "        raise ValueError('very long ' * 10000)\n"}, "very long"),
@@ -162,11 +189,11 @@ def test_a_fault_is_told_within_the_end_of_standard_error(template, tmp_path, wh
     done = forked(folder, "experiment.py", "--out_dir=run_1")
     end = done.stderr[-1500:]
     assert done.returncode == 1
-    assert word in end and ("Error" in end or where == "an exit") and "line " in end, end
-    if where not in ("at import", "an error as long as a book"):
+    assert word in end and ("Error" in end or "an exit" in where) and "line " in end, end
+    if where not in ("at import", "in the printed summary", "an exit in the configuration"):
         N = 60 if where == "while it trains" else 20  # at step 30 the model of 20 steps is already measured
         assert f"D2_N{N}" in end or f"D4_N{N}" in end, end
-    assert not (folder / "run_1" / "final_info.json").exists()
+    assert not list((folder / "run_1").glob("*.json"))
 
 
 def test_edit_run_read_plot_twice(template, tmp_path):

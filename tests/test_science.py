@@ -1,9 +1,11 @@
 """The mathematics, against independent computations."""
 
+import contextlib
 import itertools
 import math
 import threading
 from fractions import Fraction
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -487,6 +489,39 @@ def test_an_ensemble_continues_from_its_state_bit_for_bit(stacked):
     assert torch.equal(torch.cat(losses), wanted)
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "NAdam"])
+def test_the_updates_that_warm_a_graph_up_are_training(monkeypatch, optimizer):
+    """With a graph that records nothing and replays by running: no optimizer may be reset, NAdam starts at no zeros."""
+    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4)
+    graph, eager = (Ensemble(config, plan_trajectories(config), CPU, stacked=True) for _ in range(2))
+    for ensemble in (graph, eager):
+        ensemble.optimizer = getattr(torch.optim, optimizer)(ensemble.params.values(), lr=0.01)
+
+    class Graph:
+        replayed = 0
+
+        def replay(self):
+            self.replayed += 1
+            Ensemble.update(graph)
+
+    @contextlib.contextmanager
+    def recording(_):
+        graph.update = lambda: None
+        yield
+        del graph.update
+
+    graph.side = MagicMock()
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    for _ in range(10):
+        graph.replay()
+        eager.update()
+    assert graph.graph.replayed == 7 and graph.cursor == eager.cursor == 10
+    assert torch.equal(graph.losses, eager.losses)
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -529,6 +564,8 @@ def test_gpu_graph_replays_the_same_update_as_eager_steps_and_continues_from_its
 def test_gpu_trains_without_host_synchronization():
     config = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda")
     ensemble = Ensemble(config, plan_trajectories(config), torch.device("cuda", 0), stacked=True)
+    for _ in range(5):  # warms up, and captures the graph
+        ensemble.next_update()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(10):
