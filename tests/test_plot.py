@@ -326,3 +326,6 @@ def test_runs_measured_with_another_yardstick_are_marked(tmp_path, monkeypatch, 
     assert plot.main([str(tmp_path)]) == 0
     assert titles[:2] == ["run_0", "run_1"] and "another yardstick than run_0" in titles[2] and "unknown" in titles[3]
     assert "run_2: measured with another yardstick" in capsys.readouterr().out
+    monkeypatch.setattr(plot, "labels", {"run_2": "the only one shown"})
+    assert plot.main([str(tmp_path)]) == 0
+    assert "run_2: measured" not in capsys.readouterr().out
