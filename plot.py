@@ -44,6 +44,7 @@ MAPS = {
     "relative_divergence_posterior_mean": ("calibrated:\ngeneralizer = posterior mean S", "S"),
 }
 REFERENCES = {"posterior_mean": "S", "orbit": "O", "memorizing": "M"}
+LETTERS = "S posterior mean, O Bayes over relabelled urns, M Bayes over urns"
 
 
 # ==== Reading =========================================================================================================
@@ -88,10 +89,10 @@ def cells_at(results: dict, n_tasks: int, n_steps: int) -> list[dict]:
 
 
 def over_seeds(values: list) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard error over the seeds of values [seeds] or [seeds, n]; NaN where there is none."""
-    values = np.array([np.asarray(x, float) for x in values if x is not None])
-    if len(values) == 0:
+    """Mean and standard error over the seeds of values [seeds] or [seeds, n]; NaN if one is None."""
+    if len(values) == 0 or any(x is None for x in values):
         return np.nan, np.nan
+    values = np.array(values, float)
     return values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else values[0] * np.nan
 
 
@@ -117,6 +118,11 @@ def reference(results: dict, n_tasks: int, name: str, key: str):
     return over_seeds([cell.get("reference", {}).get(name, {}).get(key) for cell in cells])[0]
 
 
+def ideal_scores(results: dict, key: str) -> np.ndarray:
+    """What S, O and M would score in place of the models of every D: [D, 3]."""
+    return np.array([[reference(results, D, name, key) for name in REFERENCES] for D in grid_of(results)[0]], float)
+
+
 def missing_cells(results: dict) -> str:
     """ "" or how many cells of the grid the run does not have, or not for all seeds."""
     seeds = results["config"].get("seeds", 1)
@@ -124,7 +130,7 @@ def missing_cells(results: dict) -> str:
         sum(cell.get("relative_divergence") is not None for cell in cells_at(results, D, N))
         for D, N in itertools.product(*grid_of(results))
     ]
-    counts = {"cells missing": found.count(0), "cells of fewer seeds": sum(0 < n < seeds for n in found)}
+    counts = {"cells missing (hatched)": found.count(0), "cells of fewer seeds": sum(0 < n < seeds for n in found)}
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
@@ -167,6 +173,14 @@ def draw_map(axes: plt.Axes, results: dict, key: str):
     return image
 
 
+def draw_ideals(axes: plt.Axes, results: dict, key: str) -> None:
+    """The columns of S, O and M beside a map of the models."""
+    scores = ideal_scores(results, key)
+    draw_cells(axes, scores, np.full_like(scores, np.nan), grid_of(results)[0], list(REFERENCES.values()))
+    axes.set_yticks([])
+    axes.set_xlabel("in the model's place")
+
+
 def add_scale(figure: plt.Figure, image, axes) -> None:
     bar = figure.colorbar(image, ax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.set_label("relative divergence")
@@ -175,10 +189,11 @@ def add_scale(figure: plt.Figure, image, axes) -> None:
 
 def notes_on(all_results: list[dict]) -> str:
     """What is sampled and exact, and what frames and hatching mean, in maps of these runs."""
-    notes = ["maps: sampled contexts; ideal predictors and frames: exact"]
+    enumerated = all("exact_kl_to_m" in cell for results in all_results for cell in results["cells"])
+    notes = ["maps: sampled contexts; ideal predictors and frames: exact" if enumerated else "sampled contexts"]
     if any((grid(results, nearest)[0] > NEITHER_NATS).any() for results in all_results):
         notes.append(f"dotted frame: more than {NEITHER_NATS} nats from every ideal predictor")
-    notes += sorted({f"hatched: {missing}" for results in all_results if (missing := missing_cells(results))})
+    notes += sorted({missing for results in all_results if (missing := missing_cells(results))})
     return "; ".join(notes)
 
 
@@ -198,16 +213,12 @@ def draw_heatmap(results: dict, title: str) -> plt.Figure:
     for (key, (subtitle, generalizer)), (model, ideal) in zip(MAPS.items(), axes.reshape(2, 2), strict=True):
         image = draw_map(model, results, key)
         model.set_title(subtitle, fontsize=10)
-        ideals = np.array([[reference(results, D, name, key) for name in REFERENCES] for D in rows])
-        draw_cells(ideal, ideals, np.full_like(ideals, np.nan), rows, list(REFERENCES.values()))
+        draw_ideals(ideal, results, key)
         ideal.set_title(f"ideal predictors\n0 = {generalizer}", fontsize=10)
-        ideal.set_yticks([])
-        ideal.set_xlabel("in the model's place")
     axes[0].set_ylabel("number of urns D")
     add_scale(figure, image, axes)
     add_title(figure, title, "does the model generalize or memorize?")
-    predictors = "S posterior mean, O Bayes over relabelled urns, M Bayes over urns"
-    figure.supxlabel(f"{predictors}\n{notes_on([results])}", fontsize=8)
+    figure.supxlabel(f"{LETTERS}\n{notes_on([results])}", fontsize=8)
     return figure
 
 
@@ -219,11 +230,23 @@ def panels(results: dict, n_rows: int, height: float) -> tuple[plt.Figure, np.nd
         n_rows, len(rows), figsize=size, layout="constrained", sharex="row", sharey="row", squeeze=False
     )
     for top, D in zip(axes[0], rows, strict=True):
-        top.set_title(f"D = {D} urns", fontsize=10)
+        top.set_title(f"D = {D} urn{'s' * (D > 1)}", fontsize=10)
     for panel in axes.flat:
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
     return figure, axes
+
+
+def label_steps(axes: plt.Axes, positions, columns: list[int]) -> None:
+    """The training steps N of the grid at these positions of an x axis."""
+    axes.set_xticks(positions, [f"{N:,}" for N in columns], rotation=45, ha="right", rotation_mode="anchor")
+    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.set_xlabel("training steps N")
+
+
+def bars(stderr):
+    """Error bars of this length; none at all for a single seed."""
+    return None if np.isnan(stderr).all() else np.nan_to_num(stderr)
 
 
 def label_nats(axes: plt.Axes) -> None:
@@ -255,34 +278,35 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
     hatches = {"posterior_mean": "", "orbit": "///", "memorizing": "xx"}
     for i, (D, above, below) in enumerate(zip(rows, *axes, strict=True)):
         for key, (label, color, marker, line) in PREDICTORS.items():
-            mean, stderr = means[key][0][i], np.nan_to_num(means[key][1][i])
+            mean, stderr = (values[i] for values in means[key])
             if np.isnan(mean).all():  # nothing that could be on a logarithmic scale
                 continue
-            above.errorbar(columns, mean, stderr, label=f"from {label}", color=color, marker=marker, ls=line, capsize=3)
-        floor = reference(results, D, "orbit", "kl_to_m")
-        above.axhline(
-            floor, color=color_of("memorizing"), lw=1, label="floor of M for lex-invariant models: KL from M to O"
-        )
+            style = {"color": color, "marker": marker, "ls": line, "capsize": 3}
+            above.errorbar(columns, mean, bars(stderr), label=f"from {label}", **style)
+        floor, style = reference(results, D, "orbit", "kl_to_m"), PREDICTORS["kl_to_m"]
+        above.axhline(floor, color=style[1], ls=style[3], lw=1, label="floor from M if lex-invariant: KL from M to O")
         above.set(xscale="log", yscale="log")
         label_nats(above)
-        above.set_xticks(columns, [f"{N:,}" for N in columns], rotation=30)
-        above.minorticks_off()
+        label_steps(above, columns, columns)
+        above.set_xlabel("")
+        gap = reference(results, D, "orbit", "kl_to_posterior_mean")
+        limits = {"posterior_mean": gap, "orbit": gap, "memorizing": floor}  # nats that tell it from the next one
         bottom = np.zeros(len(columns))
         for name, letter in REFERENCES.items():
             heights = np.nan_to_num(weights[name][i])
             style = {"facecolor": color_of(name), "hatch": hatches[name], "edgecolor": "white"}
             below.fill_between([], [], [], label=f"weight of {letter}", **style)  # what the legend shows
-            bars = below.bar(range(len(columns)), heights, 0.8, bottom, **style)
-            for bar, nats in zip(bars, residual[i], strict=True):
-                bar.set_alpha(0.3 if nats > NEITHER_NATS else 1)
+            drawn = below.bar(range(len(columns)), heights, 0.8, bottom, **style)
+            for bar, nats in zip(drawn, residual[i], strict=True):
+                bar.set_alpha(0.25 if nats > min(limits[name], NEITHER_NATS) else 1)
             bottom += heights
         for j, nats in enumerate(residual[i]):
             below.text(j, 1.04, "" if np.isnan(nats) else f"{nats:.3f}", ha="center", fontsize=8)
-        below.set(ylim=(0, 1.15), xlabel="training steps N")
-        below.set_xticks(range(len(columns)), [f"{N:,}" for N in columns], rotation=30)
+        below.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 6))
+        label_steps(below, range(len(columns)), columns)
     axes[0, 0].set_ylabel("KL to the model (nats)")
     axes[1, 0].set_ylabel(
-        f"nearest mixture of S, O, M\n(above: nats from it to the model;\npale: more than {NEITHER_NATS})"
+        "nearest mixture of S, O, M\n(above: nats from it to the model;\npale: more than tells the parts apart)"
     )
     add_legend(figure, axes[0, 0], axes[1, 0])
     add_title(figure, title, "how far from each ideal predictor?")
@@ -291,7 +315,7 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
 
 def draw_curves(results: dict, title: str) -> plt.Figure:
     """Training loss, with what the Bayes-optimal predictors would have, and relative divergence over training steps."""
-    rows, _ = grid_of(results)
+    rows, columns = grid_of(results)
     figure, axes = panels(results, 2, 2.4)
     lines = {
         "loss": ("training loss (mean of 100 steps)", "#000000", "-"),
@@ -300,11 +324,14 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
     }
     for D, above, below in zip(rows, *axes, strict=True):
         own = [t for t in results.get("trajectories", []) if t["n_tasks"] == D]
-        for steps in sorted({tuple(t["curves"]["step"]) for t in own}):
-            curves = [t["curves"] for t in own if tuple(t["curves"]["step"]) == steps]
+        for last in sorted({max(t.get("n_steps", columns)) for t in own}):  # seeds of one N, or of all, are one curve
+            curves = [t["curves"] for t in own if max(t.get("n_steps", columns)) == last]
+            steps = sorted({step for curve in curves for step in curve["step"]})
             for key, (label, color, line) in lines.items():
-                mean, stderr = over_seeds([exact(curve, key) for curve in curves])
-                if np.ndim(mean) == 0:
+                points = [dict(zip(curve["step"], exact(curve, key) or [], strict=False)) for curve in curves]
+                values = [over_seeds([point[step] for point in points if step in point]) for step in steps]
+                mean, stderr = np.array(values).T
+                if np.isnan(mean).all():
                     continue
                 panel = above if key == "loss" else below
                 if panel is below:
@@ -315,8 +342,11 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
             what = f"{label}, Bayes-optimal{'' if name == 'memorizing' else ' if lex-invariant'}"
             loss = reference(results, D, name, "expected_loss")
             above.axhline(loss, color=color_of(name), ls=line, lw=1.2, label=what)
-        below.set(xscale="log", ylim=(-0.03, 1.03), xlabel="training steps")
-        above.set(xscale="log")
+        above.set_xscale("log")
+        below.set(xscale="log", ylim=(-0.03, 1.03))
+        for panel in (above, below):
+            label_steps(panel, columns, columns)
+        above.set_xlabel("")
     axes[0, 0].set_ylabel("loss (nats per draw)")
     axes[1, 0].set_ylabel("relative divergence")
     add_legend(figure, axes[0, 0], axes[1, 0])
@@ -337,20 +367,13 @@ def draw_positions(results: dict, title: str) -> plt.Figure:
                 if np.ndim(mean) == 0:
                     continue
                 lengths = range(1, len(mean) + 1)
-                panel.errorbar(
-                    lengths,
-                    mean,
-                    np.nan_to_num(stderr),
-                    color=shade,
-                    marker=marker,
-                    ms=4,
-                    capsize=2,
-                    label=f"N = {N:,}",
-                )
+                style = {"color": shade, "marker": marker, "ms": 4, "capsize": 2}
+                panel.errorbar(lengths, mean, bars(stderr), label=f"N = {N:,}", **style)
             other = reference(results, D, "orbit", name)
             if np.ndim(other):
                 panel.errorbar(range(1, len(other) + 1), other, color="black", ls="--", label="O in the model's place")
-            panel.set(yscale="log")
+            panel.set_yscale("log")
+            panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
             label_nats(panel)
         line_of_axes[0].set_ylabel(f"KL from {letter} (nats)")
     for panel in axes[1]:
@@ -361,21 +384,37 @@ def draw_positions(results: dict, title: str) -> plt.Figure:
 
 
 def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
-    """The maps of several runs side by side, as requested above and calibrated below."""
-    widths = [max(2.6, 0.85 * len(grid_of(results)[1])) for results in runs.values()]
+    """The maps of several runs side by side, as requested above and calibrated below, and what the ideal predictors
+    would score: once for neighbors for whom that is the same."""
+    scores = [np.array([ideal_scores(results, key) for key in MAPS]) for results in runs.values()]
+    last = [
+        one.shape != other.shape or not np.allclose(one, other, equal_nan=True)
+        for one, other in itertools.pairwise(scores)
+    ] + [True]
+    widths = []
+    for results, strip in zip(runs.values(), last, strict=True):
+        widths += [max(2.8, 0.65 * len(grid_of(results)[1]))] + strip * [0.55 * len(REFERENCES)]
     tall = max(len(grid_of(results)[0]) for results in runs.values())
-    size = (2.4 + sum(widths), 2.2 + max(2.8, 1.4 * tall))
-    figure, axes = plt.subplots(2, len(runs), figsize=size, layout="constrained", width_ratios=widths, squeeze=False)
-    for (name, results), width, (above, below) in zip(runs.items(), widths, axes.T, strict=True):
-        for (key, (_, generalizer)), panel in zip(MAPS.items(), (above, below), strict=True):
+    size = (2.4 + sum(widths), 2.2 + max(2.8, 1.2 * tall))
+    figure, axes = plt.subplots(2, len(widths), figsize=size, layout="constrained", width_ratios=widths, squeeze=False)
+    columns = iter(zip(axes.T, widths, strict=True))
+    for (name, results), strip in zip(runs.items(), last, strict=True):
+        panels, width = next(columns)
+        for (key, (_, generalizer)), panel in zip(MAPS.items(), panels, strict=True):
             image = draw_map(panel, results, key)
             panel.set_ylabel(f"0 = like {generalizer}\nnumber of urns D" if panel in axes[:, 0] else "")
-        above.set_xlabel("")
-        lines = [textwrap.fill(line, int(10 * width)) for line in titles[name].splitlines()]
-        above.set_title("\n".join(lines), fontsize=10)
+        lines = [textwrap.fill(line, int(12.5 * width)) for line in titles[name].replace(" (", "\n(", 1).splitlines()]
+        panels[0].set_title("\n".join(lines), fontsize=10)
+        if strip:
+            for key, panel in zip(MAPS, ideals := next(columns)[0], strict=True):
+                draw_ideals(panel, results, key)
+            ideals[0].set_title("ideal\npredictors", fontsize=10)
+    for panel in axes[0]:
+        panel.set_xlabel("")
     add_scale(figure, image, axes)
     add_title(figure, "Generalize or memorize", "against raw counts G (top) and posterior mean S (bottom)")
-    figure.supxlabel(textwrap.fill(notes_on(list(runs.values())), int(14 * size[0])), fontsize=8)
+    notes = textwrap.fill(notes_on(list(runs.values())), int(12 * size[0]))
+    figure.supxlabel(f"{LETTERS}\n{notes}", fontsize=9)
     return figure
 
 

@@ -23,6 +23,7 @@ def results(seeds=1, shift=0.0) -> dict:
                         "relative_divergence": r + i / 100,
                         "relative_divergence_posterior_mean": r / 2 + i / 100,
                         "kl_to_m": (1 - r) / 10 + i / 100,
+                        "kl_to_posterior_mean": 0.02,
                         "expected_loss": 1.2 + r / 10 + i / 100,
                         "kl_to_posterior_mean_by_length": [0.01, 0.02, 0.03],
                         "kl_to_m_by_length": [0.03, 0.02, 0.01],
@@ -40,6 +41,7 @@ def results(seeds=1, shift=0.0) -> dict:
                         "exact_kl_to_m": 0.3,
                         "exact_kl_to_posterior_mean": 0.2 if j == 0 else 0.01,
                         "exact_kl_to_orbit": 0.4 + value,
+                        "kl_to_orbit": 9.0,  # sampled: not drawn where the exact number is there
                         "exact_weight_posterior_mean": 0.5,
                         "exact_weight_orbit": 0.5 - value / 10,
                         "exact_weight_memorizing": value / 10,
@@ -56,7 +58,7 @@ def results(seeds=1, shift=0.0) -> dict:
             "curves": {
                 "step": [10, 100, 2000],
                 "loss": [1.4 + seed / 10, 1.35, 1.3 + shift],
-                "relative_divergence": [0.5, 0.6 + shift, 0.7],
+                "relative_divergence": [0.5 + seed / 5, 0.6 + shift, 0.7],
                 "relative_divergence_posterior_mean": [0.5, 0.4 + shift, 0.3],
             },
         }
@@ -117,10 +119,23 @@ def test_what_ideal_predictors_would_score_is_beside_each_map():
     assert [label.get_text() for label in axes[1].get_xticklabels()] == ["S", "O", "M"]
 
 
-def test_cells_far_from_every_ideal_predictor_are_framed():
-    axes = plot.draw_heatmap(results(), "a run").axes[0]
-    framed = {(round(box.get_x() + 0.44), round(box.get_y() + 0.44)) for box in axes.patches}
-    assert framed == {(0, 0), (0, 1), (0, 2)}  # the column of the small N
+@pytest.mark.parametrize("near", plot.PREDICTORS)
+def test_cells_far_from_every_ideal_predictor_are_framed(near):
+    run = results()
+    for cell in run["cells"]:
+        cell |= {f"exact_{key}": 0.051 for key in plot.PREDICTORS}
+        cell[f"exact_{near}"] = 0.051 if cell["n_steps"] == STEPS[0] else 0.049
+    one, several = plot.draw_heatmap(run, "a run").axes, plot.draw_compare({"run_0": run}, {"run_0": "a run"}).axes
+    for axes in (one[0], one[2], several[0], several[2]):
+        framed = {(round(box.get_x() + 0.44), round(box.get_y() + 0.44)) for box in axes.patches}
+        assert framed == {(0, 0), (0, 1), (0, 2)}  # the column of the small N
+
+
+def test_the_caption_says_what_is_exact():
+    run = results()
+    assert "exact" in plot.draw_heatmap(run, "").get_supxlabel()
+    del run["cells"][0]["exact_kl_to_m"]
+    assert "exact" not in plot.draw_heatmap(run, "").get_supxlabel()
 
 
 def test_missing_cells_are_hatched_and_said():
@@ -131,7 +146,14 @@ def test_missing_cells_are_hatched_and_said():
     hatched = [box for box in axes.patches if box.get_hatch()]
     assert [(box.get_x(), box.get_y()) for box in hatched] == [(0.5, 0.5)]
     assert len(axes.texts) == 5 and axes.images[0].get_array().mask.sum() == 1
-    assert "1 cells missing" in figure.get_supxlabel()
+    assert "1 cells missing (hatched)" in figure.get_supxlabel()
+
+
+def test_a_number_that_one_seed_does_not_have_is_not_the_mean_of_the_others():
+    run = results(seeds=3)
+    run["cells"][0]["exact_kl_to_orbit"] = run["cells"][0]["relative_divergence"] = None  # infinite or not defined
+    assert plot.draw_heatmap(run, "").axes[0].images[0].get_array().mask.sum() == 1
+    assert np.isnan(line_of(plot.draw_distance(run, "").axes[0], "from O")[0, 1])
 
 
 def test_order_of_flags_does_not_change_the_map():
@@ -182,6 +204,7 @@ def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatc
     assert titles == ["my idea", "run_1"] and compared == ["run_0"]
     out = capsys.readouterr().out
     assert len([line for line in out.splitlines() if "run_7" in line]) == 1
+    assert "run_0 D16_N2000 relative_divergence_posterior_mean: 0.3000\n" in out
     assert "run_0 D16_N2000 relative_divergence: 0.6000\n" in out and "run_1 D16" not in out
 
 
@@ -207,7 +230,7 @@ def test_distances_their_errors_the_floor_and_the_nearest_mixture_are_drawn():
     values = np.array([0.51, 0.61])
     np.testing.assert_allclose(line_of(above, "from O"), np.stack([STEPS, 0.4 + values], 1))
     np.testing.assert_allclose(line_of(above, "from G"), [[100, 0.3], [2000, 0.3]])
-    np.testing.assert_allclose(line_of(above, "floor")[:, 1], 0.03 + 0.02)
+    np.testing.assert_allclose(line_of(above, "floor from M")[:, 1], 0.03 + 0.02)
     bars = next(c for c in above.containers if "O" in c.get_label()).lines[2][0].get_segments()
     np.testing.assert_allclose(bars[0][:, 1], 0.4 + 0.51 + 0.01 / np.sqrt(3) * np.array([-1, 1]))
     weights = np.array([[bar.get_height() for bar in c] for c in below.containers])
@@ -215,6 +238,19 @@ def test_distances_their_errors_the_floor_and_the_nearest_mixture_are_drawn():
     tops = np.array([[bar.get_y() + bar.get_height() for bar in c] for c in below.containers])
     np.testing.assert_allclose(tops, weights.cumsum(0))  # stacked
     assert texts(below) == [f"{value / 7:.3f}" for value in values]
+
+
+def test_weights_are_pale_where_the_mixture_is_farther_than_its_parts_are_apart():
+    figure = plot.draw_distance(results(), "a run")  # nats: S and O 0.02 apart, M and O 0.03, 0.04 and 0.05
+    alphas = [[[bar.get_alpha() for bar in c] for c in axes.containers] for axes in figure.axes[3:]]
+    assert alphas[0] == [[1, 0.25], [1, 0.25], [1, 1]]  # mixtures are 0.014 and 0.029 from the models
+    assert alphas[2] == 3 * [[0.25, 0.25]]  # 0.071 and 0.086
+
+
+def test_a_single_seed_has_no_error_bars():
+    for draw in (plot.draw_distance, plot.draw_positions):
+        several, one = (draw(results(n), "").axes[0].containers[0].lines[2] for n in (2, 1))
+        assert several and not one
 
 
 def test_curves_show_mean_error_and_what_bayes_optimal_predictors_lose():
@@ -227,6 +263,29 @@ def test_curves_show_mean_error_and_what_bayes_optimal_predictors_lose():
     band = above.collections[0].get_paths()[0].vertices
     first = band[band[:, 0] == 10, 1]
     np.testing.assert_allclose([first.min(), first.max()], [1.4, 1.5])
+    band = below.collections[0].get_paths()[0].vertices  # 0.5 and 0.7
+    first = band[band[:, 0] == 10, 1]
+    np.testing.assert_allclose([first.min(), first.max()], [0.5, 0.7])
+
+
+def test_a_seed_that_lags_behind_is_part_of_the_mean_as_far_as_it_goes():
+    run = results(seeds=2)
+    run["trajectories"][1]["curves"] = {key: x[:2] for key, x in run["trajectories"][1]["curves"].items()}
+    above = plot.draw_curves(run, "").axes[0]
+    np.testing.assert_allclose(line_of(above, "training loss"), [[10, 1.45], [100, 1.35], [2000, 1.3]])
+    assert len([line for line in above.lines if line.get_label().startswith("training loss")]) == 1
+
+
+def test_every_number_of_steps_that_was_trained_on_its_own_is_a_curve_of_its_own():
+    run = results()
+    short = copy.deepcopy(run["trajectories"])
+    for trajectory, n_steps in [(t, [100]) for t in short] + [(t, [2000]) for t in run["trajectories"]]:
+        trajectory["n_steps"] = n_steps
+    for trajectory in short:
+        trajectory["curves"] = {key: [2 * v for v in x[:2]] for key, x in trajectory["curves"].items()}
+    run["trajectories"] += short
+    lines = [line for line in plot.draw_curves(run, "").axes[0].lines if line.get_label().startswith("training loss")]
+    assert [line.get_ydata().tolist() for line in lines] == [[2.8, 2.7], [1.4, 1.35, 1.3]]
 
 
 def test_positions_show_kl_by_context_length():
@@ -235,6 +294,10 @@ def test_positions_show_kl_by_context_length():
     np.testing.assert_allclose(line_of(s, "N = 2,000"), [[1, 0.4], [2, 0.2], [3, 0.4 / 3]])
     np.testing.assert_allclose(line_of(m, "N = 100")[:, 1], [0.1, 0.15, 0.3])
     np.testing.assert_allclose(line_of(m, "O in the")[:, 1], [0.03, 0.02, 0.01])
+    several = plot.draw_positions(results(seeds=3), "a run").axes[1].containers[0]
+    np.testing.assert_allclose(
+        several.lines[2][0].get_segments()[0][:, 1], 0.31 + 0.01 / np.sqrt(3) * np.array([-1, 1])
+    )
 
 
 def test_compare_draws_every_run_with_its_own_grid():
@@ -247,6 +310,16 @@ def test_compare_draws_every_run_with_its_own_grid():
     np.testing.assert_allclose(maps[0].images[0].get_array(), [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
     np.testing.assert_allclose(maps[1].images[0].get_array(), [[0.5, 0.6]])
     np.testing.assert_allclose(maps[3].images[0].get_array(), [[0.25, 0.3]])
+    ideals = [axes.images[0].get_array() for axes in figure.axes if axes.images and axes not in maps]
+    assert [len(scores) for scores in ideals] == [3, 1, 3, 1]  # of either grid, in both rows
+    np.testing.assert_allclose(ideals[1], [[0.61, 0.71, 0.91]])
+    np.testing.assert_allclose(ideals[3], [[0.31, 0.36, 0.46]])
+
+
+def test_compare_shows_ideal_predictors_once_where_they_are_the_same():
+    figure = plot.draw_compare({"a": results(), "b": results(shift=0.1)}, {"a": "a", "b": "b"})
+    letters = [axes.get_xticklabels()[0].get_text() for axes in figure.axes if axes.images]
+    assert letters == ["100", "100", "S"] * 2
 
 
 FIGURES = [plot.draw_distance, plot.draw_curves, plot.draw_positions, plot.draw_heatmap]

@@ -57,6 +57,20 @@ def test_a_reference_run_is_complete_and_measured_as_the_script_does(run):
         assert (run.parent / f"{kind}_{run.name}.png").exists()
 
 
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_what_lex_invariance_costs_is_on_top_of_the_distance_from_o(run):
+    """For predictions that follow every renaming of the colors, KL(M || P) = KL(M || O) + KL(O || P) in expectation."""
+    results = json.loads((run / "all_results.json").read_text())
+    differences = [
+        cell["exact_kl_to_m"] - cell["exact_kl_to_orbit"] - cell["reference"]["orbit"]["kl_to_m"]
+        for cell in results["cells"]
+    ]
+    if results["config"]["embedding"] == "fixed":
+        assert max(differences) < -0.005
+    else:  # the models follow them up to the noise of the drawn embeddings
+        assert max(map(abs, differences)) < 0.002
+
+
 # The decimals of the README's finding in the order of the text: run, cell and key of each, or the constant that it is.
 QUOTED = """
 run_0 D4_N20000 exact_kl_to_posterior_mean
