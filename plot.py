@@ -403,12 +403,12 @@ def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
         for (key, (_, generalizer)), panel in zip(MAPS.items(), panels, strict=True):
             image = draw_map(panel, results, key)
             panel.set_ylabel(f"0 = like {generalizer}\nnumber of urns D" if panel in axes[:, 0] else "")
-        lines = [textwrap.fill(line, int(12.5 * width)) for line in titles[name].replace(" (", "\n(", 1).splitlines()]
-        panels[0].set_title("\n".join(lines), fontsize=10)
+        lines = [textwrap.fill(line, int(13.5 * width)) for line in titles[name].replace(" (", "\n(", 1).splitlines()]
+        panels[0].set_title("\n".join(lines), fontsize=9)
         if strip:
             for key, panel in zip(MAPS, ideals := next(columns)[0], strict=True):
                 draw_ideals(panel, results, key)
-            ideals[0].set_title("ideal\npredictors", fontsize=10)
+            ideals[0].set_title("ideal\npredictors", fontsize=9)
     for panel in axes[0]:
         panel.set_xlabel("")
     add_scale(figure, image, axes)
