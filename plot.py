@@ -306,7 +306,7 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
         label_steps(below, range(len(columns)), columns)
     axes[0, 0].set_ylabel("KL to the model (nats)")
     axes[1, 0].set_ylabel(
-        "nearest mixture of S, O, M\n(above: nats from it to the model;\npale: more than tells the parts apart)"
+        "nearest mixture of S, O, M\n(above: nats from it to the model;\npale: farther than its parts are apart)"
     )
     add_legend(figure, axes[0, 0], axes[1, 0])
     add_title(figure, title, "how far from each ideal predictor?")

@@ -5,6 +5,7 @@ import math
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -71,6 +72,16 @@ def test_what_lex_invariance_costs_is_on_top_of_the_distance_from_o(run):
         assert max(map(abs, differences)) < 0.002
 
 
+@pytest.mark.parametrize("D", [4, 8, 16, 32])
+def test_the_permuted_models_are_nearer_to_o_than_any_counting_rule_except_at_32_urns(D):
+    """What the README says of them. Nearness to O alone would be no sign of memory."""
+    bed = experiment.TestBed(experiment.Config(), D, 0)
+    contexts, weights, O = bed.contexts, bed.weights["exact_"], bed.ideals["orbit"][:, -1]  # noqa: E741
+    rules = [experiment.posterior_mean_predictor(contexts, 4, alpha) for alpha in np.geomspace(0.3, 10, 40)]
+    nearest = min((weights @ experiment.kl_divergence(O, rule)).item() for rule in rules)
+    assert (in_json("run_1", f"D{D}_N20000", "exact_kl_to_orbit") < 0.7 * nearest) == (D < 32)
+
+
 # The decimals of the README's finding in the order of the text: run, cell and key of each, or the constant that it is.
 QUOTED = """
 run_0 D4_N20000 exact_kl_to_posterior_mean
@@ -107,22 +118,24 @@ run_0 D4_N20000 reference.posterior_mean.relative_divergence
 run_0 D32_N20000 reference.posterior_mean.relative_divergence
 limit
 run_0 D4_N1000 exact_relative_divergence
-run_0 D4_N20000 relative_divergence_posterior_mean
-run_0 D32_N20000 relative_divergence_posterior_mean
+run_0 D4_N20000 exact_relative_divergence_posterior_mean
+run_0 D32_N20000 exact_relative_divergence_posterior_mean
 run_2 D4_N20000 exact_weight_memorizing
 run_2 D32_N20000 exact_weight_memorizing
 run_2 D4_N20000 exact_fresh_kl_to_m
 run_2 D4_N20000 exact_fresh_kl_to_posterior_mean
 run_0 D4_N20000 exact_fresh_kl_to_posterior_mean
-run_1 D4_N1000 exact_kl_to_posterior_mean
-run_0 D4_N1000 exact_kl_to_posterior_mean
-run_1 D4_N20000 exact_weight_orbit
-run_1 D8_N20000 exact_weight_orbit
-run_1 D4_N20000 exact_mixture_residual
+run_1 D4_N20000 exact_kl_to_orbit
+run_1 D8_N20000 exact_kl_to_orbit
+run_1 D16_N20000 exact_kl_to_orbit
 run_1 D8_N5000 exact_kl_to_posterior_mean
 run_1 D8_N5000 exact_kl_to_orbit
 run_1 D8_N20000 exact_kl_to_posterior_mean
 run_1 D8_N20000 exact_kl_to_orbit
+run_1 D8_N5000 exact_fresh_kl_to_posterior_mean
+run_1 D8_N20000 exact_fresh_kl_to_posterior_mean
+run_0 D4_N1000 exact_kl_to_posterior_mean
+run_1 D4_N1000 exact_kl_to_posterior_mean
 run_0 D4_N20000 exact_mixture_residual
 """.split("\n")[1:-1]
 
