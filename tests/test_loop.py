@@ -156,7 +156,7 @@ FAULTS = {
     "in the results": ({'        del numbers["step"]': '        del numbers["no such key"]'}, "no such key"),
     "in the summary": ({"    seeds = list(group)": "    seeds = list(group.nothing)"}, "nothing"),
     "in the kind of a number": ({'"loss": loss, **': '"loss": np.float32(loss), **'}, "float32"),
-    "with two causes": (
+    "with a cause": (
         {
             COUNT: """        try:
             {}['root']
