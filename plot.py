@@ -283,8 +283,9 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
                 continue
             style = {"color": color, "marker": marker, "ls": line, "capsize": 3}
             above.errorbar(columns, mean, bars(stderr), label=f"from {label}", **style)
-        floor, style = reference(results, D, "orbit", "kl_to_m"), PREDICTORS["kl_to_m"]
-        above.axhline(floor, color=style[1], ls=style[3], lw=1, label="floor from M if lex-invariant: KL from M to O")
+        floor = reference(results, D, "orbit", "kl_to_m")
+        style = {"color": color_of("memorizing"), "ls": "-.", "lw": 1}
+        above.axhline(floor, label="floor from M if lex-invariant: KL from M to O", **style)
         above.set(xscale="log", yscale="log")
         label_nats(above)
         label_steps(above, columns, columns)
@@ -399,12 +400,12 @@ def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
     figure, axes = plt.subplots(2, len(widths), figsize=size, layout="constrained", width_ratios=widths, squeeze=False)
     columns = iter(zip(axes.T, widths, strict=True))
     for (name, results), strip in zip(runs.items(), last, strict=True):
-        panels, width = next(columns)
-        for (key, (_, generalizer)), panel in zip(MAPS.items(), panels, strict=True):
+        maps, width = next(columns)
+        for (key, (_, generalizer)), panel in zip(MAPS.items(), maps, strict=True):
             image = draw_map(panel, results, key)
             panel.set_ylabel(f"0 = like {generalizer}\nnumber of urns D" if panel in axes[:, 0] else "")
         lines = [textwrap.fill(line, int(13.5 * width)) for line in titles[name].replace(" (", "\n(", 1).splitlines()]
-        panels[0].set_title("\n".join(lines), fontsize=9)
+        maps[0].set_title("\n".join(lines), fontsize=9)
         if strip:
             for key, panel in zip(MAPS, ideals := next(columns)[0], strict=True):
                 draw_ideals(panel, results, key)
