@@ -1,5 +1,7 @@
 """The committed reference runs: they are what the script computes, and hold what the README quotes."""
 
+import hashlib
+import inspect
 import json
 import math
 import re
@@ -79,7 +81,17 @@ def test_the_permuted_models_are_nearer_to_o_than_any_counting_rule_except_at_32
     contexts, weights, O = bed.contexts, bed.weights["exact_"], bed.ideals["orbit"][:, -1]  # noqa: E741
     rules = [experiment.posterior_mean_predictor(contexts, 4, alpha) for alpha in np.geomspace(0.3, 10, 40)]
     nearest = min((weights @ experiment.kl_divergence(O, rule)).item() for rule in rules)
-    assert (in_json("run_1", f"D{D}_N20000", "exact_kl_to_orbit") < 0.7 * nearest) == (D < 32)
+    ratio = in_json("run_1", f"D{D}_N20000", "exact_kl_to_orbit") / nearest
+    assert ratio < 0.7 if D < 32 else 0.9 < ratio < 1.1
+
+
+def test_the_yardstick_is_what_the_readme_names_and_its_hash_is_of_their_source():
+    text = (ROOT / "README.md").read_text()
+    paragraph = text[text.index("**The yardstick**") :].split("`all_results.json`")[0]
+    assert re.findall(r"`([\w.]+)`", paragraph) == [part.__qualname__ for part in experiment.YARDSTICK]
+    source = "".join(inspect.getsource(part) for part in experiment.YARDSTICK).encode()
+    now = experiment.environment(torch.device("cpu"))["yardstick_sha256"]
+    assert now == hashlib.sha256(source).hexdigest()
 
 
 # The decimals of the README's finding in the order of the text: run, cell and key of each, or the constant that it is.
@@ -158,5 +170,11 @@ def test_numbers_quoted_in_the_readme_equal_the_json():
     for number, source in zip(re.findall(r"\d+\.\d+", finding), QUOTED, strict=True):
         value = plot.NEITHER_NATS if source == "limit" else in_json(*source.split())
         assert f"{value:.{len(number.partition('.')[2])}f}" == number, source
+    prompt, cells = (ROOT / "prompt.json").read_text(), ("D4_N1000", "D8_N1000", "D16_N1000", "D32_N1000")
+    low, high = (in_json("run_0", f"D{D}_N1000", "reference.posterior_mean.relative_divergence") for D in (4, 32))
+    assert f"would score {low:.2f} at D = 4 and {high:.2f} at D = 32" in prompt
+    for letter, key in {"G": "exact_relative_divergence", "S": "exact_relative_divergence_posterior_mean"}.items():
+        values = [in_json("run_0", cell, key) for cell in cells]
+        assert f"{min(values):.2f} to {max(values):.2f} against {letter}" in prompt
     timing = json.loads((RUNS["run_0"] / "all_results.json").read_text())["timing"]
     assert f"took {timing['seconds_total'] / 60:.0f} minutes on two CPU cores" in text
