@@ -133,6 +133,7 @@ BAD_INPUT = {
     "tasks that are no numbers": (["--tasks", "4x"], "--tasks", "4x must be a whole number"),
     "heads do not divide the width": (["--d_model", "130"], "--d_model 130", "divisible by --n_heads 4"),
     "unknown embedding": (["--embedding", "random"], "--embedding random", "gaussian or permutation or fixed"),
+    "a value of two lines": (["--embedding", "ran\ndom"], "--embedding ran dom", "gaussian or permutation or fixed"),
     "absent device": (["--device", "cuda"], "--device cuda", "auto"),
     "unknown device": (["--device", "tpu"], "--device tpu", "auto or cpu"),
     "rate not a number": (["--lr", "nan"], "--lr nan", "finite"),

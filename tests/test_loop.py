@@ -155,6 +155,7 @@ FAULTS = {
     "in the evaluation": ({"    def measure(self, P": "    def measure(self, P, missing_argument"}, "missing_argument"),
     "in the results": ({'        del numbers["step"]': '        del numbers["no such key"]'}, "no such key"),
     "in the summary": ({"    seeds = list(group)": "    seeds = list(group.nothing)"}, "nothing"),
+    "in the kind of a mean": ({"float(np.mean(v))": "np.float32(np.mean(v))"}, "float32"),
     "in the kind of a number": ({'"loss": loss, **': '"loss": np.float32(loss), **'}, "float32"),
     "with a cause": (
         {

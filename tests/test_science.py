@@ -489,6 +489,24 @@ def test_an_ensemble_continues_from_its_state_bit_for_bit(stacked):
     assert torch.equal(torch.cat(losses), wanted)
 
 
+def test_a_fault_names_its_own_model_and_not_the_first_ones_of_its_ensemble():
+    trajectories = plan_trajectories(Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), seeds=6, n_test=4))
+    last = trajectories[-1]
+    last.recent_losses.append(1.0)
+    with pytest.raises(IndexError) as error, experiment.FaultsNameCells(trajectories):
+        last.measure(torch.zeros(3))
+    assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
+
+
+def test_the_state_of_an_optimizer_may_hold_plain_numbers():
+    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4)
+    ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=False)
+    for parameter in ensemble.params.values():
+        ensemble.optimizer.state[parameter]["calls"] = 3
+    (state,) = ensemble.states()
+    assert all(tensors["calls"] == 3 for tensors in state.values())
+
+
 @pytest.mark.parametrize("optimizer", ["AdamW", "NAdam"])
 def test_the_updates_that_warm_a_graph_up_are_training(monkeypatch, optimizer):
     """With a graph that records nothing and replays by running: no optimizer may be reset, NAdam starts at no zeros."""
