@@ -453,7 +453,8 @@ class NotFiniteError(RuntimeError):
 
 
 def learning_rate(config: Config, step: int, n_steps: int) -> float:
-    """Learning rate of update `step` (from 0) of n_steps. Once it depends on n_steps, every N is trained on its own.
+    """Learning rate of update `step` (from 0) of n_steps, for all parameters. Once it depends on n_steps, every N is
+    trained on its own.
 
     The only place for a schedule, and n_steps its length: max(config.steps) would be that of another model.
     """
@@ -638,19 +639,22 @@ class Ensemble:
             lr = learning_rate(self.config, self.step, self.last)
             if lr != self.lr:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], torch.Tensor) else lr
+                    if isinstance(group["lr"], torch.Tensor):
+                        group["lr"].fill_(lr)
+                    else:  # a number is part of the graph: it is captured anew
+                        group["lr"], self.graph, self.warm_up = lr, None, 3
                 self.lr, self.rates = lr, [lr] * len(self.rates)
             self.next_update()
             self.step += 1
         if self.device.type == "cuda" and chunk + 1 not in self.ahead and (chunk + 1) * CHUNK < self.last:
             self.ahead = {chunk + 1: self.sample(chunk + 1)}  # drawn while the GPU works
         losses = self.losses[start : start + self.step - first].clone().cpu()
-        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        if not np.allclose(rates, self.rates, rtol=1e-6, atol=0):
-            raise RuntimeError("a schedule belongs in learning_rate(): elsewhere nothing notices that it depends on N")
         if not losses.isfinite().all():
             step, member = (~losses.isfinite()).nonzero()[0].tolist()
             self.trajectories[member].require_finite(losses[step, member], first + step + 1)
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        if not np.allclose(rates, self.rates, rtol=1e-6, atol=1e-30, equal_nan=True):  # held in float32
+            raise RuntimeError("a schedule belongs in learning_rate(): elsewhere nothing notices that it depends on N")
         return losses
 
     @torch.no_grad()
@@ -752,12 +756,6 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
                 saved = time.monotonic()
             if stop.is_set():
                 return
-
-
-# What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
-YARDSTICK = (sample_urns, sample_sequences, color_counts, counting_predictor, posterior_mean_predictor)
-YARDSTICK += (bayes_over_urns, memorizing_predictor, orbit_memorizing_predictor, kl_divergence, relative_divergence)
-YARDSTICK += (mixture_weights, TestBed, next_draw_loss, Ensemble.predict)
 
 
 # ==== Run directory ===================================================================================================
@@ -973,6 +971,20 @@ def summarize(cells: list[dict]) -> dict:
     return final_info
 
 
+# What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
+YARDSTICK = (sample_urns, sample_sequences, color_counts, counting_predictor, posterior_mean_predictor)
+YARDSTICK += (bayes_over_urns, memorizing_predictor, orbit_memorizing_predictor, kl_divergence, relative_divergence)
+YARDSTICK += (
+    mixture_weights,
+    TestBed,
+    next_draw_loss,
+    Ensemble.predict,
+    Trajectory.measure,
+    Trajectory.cell,
+    summarize,
+)
+
+
 # ==== Main ============================================================================================================
 
 
@@ -1034,8 +1046,8 @@ def parse_arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{word.strip()} must be {name}") from None
 
-    kinds = {int: (int, "a whole number"), float: (float, "a number"), str: (str.strip, "text")}
-    kinds[bool] = (json.loads, "true or false")
+    kinds = {int: (int, "a whole number"), float: (float, "a number"), bool: (json.loads, "true or false")}
+    kinds |= {str: (str.strip, "text")}
     comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(Config), re.M))
     parser = Parser("experiment.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -1231,9 +1243,6 @@ def main(argv: list[str] | None = None) -> int:
             if not alone:
                 dist.destroy_process_group()  # its threads must not outlive the interpreter
             return status
-    except UserError as error:
-        print(f"experiment.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
     except Interrupted as error:
         print(f"interrupted by {signal.Signals(error.args[0]).name}: {again}", file=sys.stderr)
         return 128 + error.args[0]
@@ -1244,6 +1253,9 @@ def main(argv: list[str] | None = None) -> int:
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
             raise
+        if isinstance(error, UserError) and not hasattr(error, "__notes__"):  # of no cell
+            print(f"experiment.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            return 2
         print(describe(error), file=sys.stderr)
     finally:
         if run:

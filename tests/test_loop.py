@@ -186,6 +186,7 @@ FAULTS = {
     ),
     "at import": ({"CHUNK = 100": "CHUNK = hundred"}, "hundred"),
     "an exit": ({COUNT: COUNT + "        sys.exit(0)\n"}, "SystemExit"),
+    "an error of a kind that elsewhere means bad input": ({COUNT: "        raise UserError('edited')\n"}, "edited"),
     "an error as long as a book": ({COUNT: "        raise ValueError('very long ' * 10000)\n"}, "very long"),
 }
 
@@ -203,6 +204,8 @@ def test_a_fault_is_told_within_the_end_of_standard_error(template, tmp_path, wh
         N = 60 if where == "while it trains" else 20  # at step 30 the model of 20 steps is already measured
         assert f"D2_N{N}" in end or f"D4_N{N}" in end, end
     assert not list((folder / "run_1").glob("*.json"))
+    checkpoints = folder / "run_1" / "checkpoint"  # with nothing saved, the folder is free for the next attempt
+    assert (checkpoints / "fingerprint.json").exists() == bool(list(checkpoints.glob("*.pt")))
 
 
 def test_edit_run_read_plot_twice(template, tmp_path):

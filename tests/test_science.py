@@ -461,6 +461,19 @@ def test_a_loss_that_is_not_finite_names_d_seed_and_step():
         ensemble.advance(20, threading.Event())
 
 
+@pytest.mark.parametrize("rate", [math.nan, math.inf])
+def test_a_learning_rate_that_is_not_finite_ends_like_a_loss_that_is_not(monkeypatch, rate):
+    monkeypatch.setattr(experiment, "learning_rate", lambda config, step, n_steps: rate)
+    config = Config(n_layers=1, d_model=16, tasks=(4,), steps=(50,), n_test=4, seq_len=4)
+    ensemble = Ensemble(config, plan_trajectories(config)[:1], CPU, stacked=False)
+    with pytest.raises(experiment.NotFiniteError, match="D=4, seed=0, step=2$"):
+        ensemble.advance(20, threading.Event())
+    ensemble = Ensemble(config, plan_trajectories(config)[:1], CPU, stacked=False)
+    ensemble.advance(1, threading.Event())  # the loss is of the update before
+    with pytest.raises(experiment.NotFiniteError, match="D=4, seed=0, step=1$"):
+        ensemble.predict()
+
+
 def test_ensembles_are_split_when_memory_is_short(monkeypatch, capsys):
     config = Config(tasks=(2, 4, 8), seeds=2, steps=(10,), n_test=4, seq_len=4, n_layers=1, d_model=16)
     trajectories = plan_trajectories(config)
@@ -507,36 +520,57 @@ def test_the_state_of_an_optimizer_may_hold_plain_numbers():
     assert all(tensors["calls"] == 3 for tensors in state.values())
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "NAdam"])
-def test_the_updates_that_warm_a_graph_up_are_training(monkeypatch, optimizer):
-    """With a graph that records nothing and replays by running: no optimizer may be reset, NAdam starts at no zeros."""
-    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4)
+@pytest.fixture
+def graph_and_eager(monkeypatch):
+    """The same model twice. The update of the first is a graph as on a GPU, but one that records only the learning
+    rate, a number by its value and a tensor by its place, and that replays by running."""
+    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4, lr=0.01)
     graph, eager = (Ensemble(config, plan_trajectories(config), CPU, stacked=True) for _ in range(2))
-    for ensemble in (graph, eager):
-        ensemble.optimizer = getattr(torch.optim, optimizer)(ensemble.params.values(), lr=0.01)
 
     class Graph:
         replayed = 0
 
         def replay(self):
             self.replayed += 1
+            (group,) = graph.optimizer.param_groups
+            now, group["lr"] = group["lr"], self.lr
             Ensemble.update(graph)
+            group["lr"] = now
 
     @contextlib.contextmanager
-    def recording(_):
+    def recording(recorded):
+        recorded.lr = graph.optimizer.param_groups[0]["lr"]
         graph.update = lambda: None
         yield
         del graph.update
 
-    graph.side = MagicMock()
+    graph.side, graph.next_update = MagicMock(), graph.replay
     monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
-    for _ in range(10):
-        graph.replay()
-        eager.update()
+    return graph, eager
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "NAdam"])
+def test_the_updates_that_warm_a_graph_up_are_training(graph_and_eager, optimizer):
+    """No optimizer may be reset: NAdam starts at no zeros."""
+    graph, eager = graph_and_eager
+    for ensemble in graph_and_eager:
+        ensemble.optimizer = getattr(torch.optim, optimizer)(ensemble.params.values(), lr=0.01)
+        ensemble.advance(10, threading.Event())
     assert graph.graph.replayed == 7 and graph.cursor == eager.cursor == 10
+    assert torch.equal(graph.losses, eager.losses)
+
+
+@pytest.mark.parametrize("kind, replayed", [(float, 3), (torch.tensor, 7)])
+def test_a_learning_rate_that_changes_reaches_the_graph(monkeypatch, graph_and_eager, kind, replayed):
+    monkeypatch.setattr(experiment, "learning_rate", lambda config, step, n_steps: 0.01 if step < 4 else 0.1)
+    graph, eager = graph_and_eager
+    for ensemble in graph_and_eager:
+        ensemble.optimizer = torch.optim.AdamW(ensemble.params.values(), lr=kind(0.01))
+        ensemble.advance(10, threading.Event())
+    assert graph.graph.replayed == replayed
     assert torch.equal(graph.losses, eager.losses)
 
 
