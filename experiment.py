@@ -577,8 +577,7 @@ class Ensemble:
         self.losses = torch.zeros(CHUNK, len(trajectories), device=device)
         self.cursor = torch.zeros(1, dtype=torch.int64, device=device)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.next_update = self.replay if device.type == "cuda" else self.update
-        self.graph, self.warm_up = None, 3
+        self.graphed, self.graph, self.warm_up = device.type == "cuda", None, 3
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def sample(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -644,7 +643,7 @@ class Ensemble:
                     else:  # a number is part of the graph: it is captured anew
                         group["lr"], self.graph, self.warm_up = lr, None, 3
                 self.lr, self.rates = lr, [lr] * len(self.rates)
-            self.next_update()
+            self.replay() if self.graphed else self.update()
             self.step += 1
         if self.device.type == "cuda" and chunk + 1 not in self.ahead and (chunk + 1) * CHUNK < self.last:
             self.ahead = {chunk + 1: self.sample(chunk + 1)}  # drawn while the GPU works

@@ -1,9 +1,11 @@
 """The mathematics, against independent computations."""
 
 import contextlib
+import gc
 import itertools
 import math
 import threading
+import weakref
 from fractions import Fraction
 from unittest.mock import MagicMock
 
@@ -511,6 +513,20 @@ def test_a_fault_names_its_own_model_and_not_the_first_ones_of_its_ensemble():
     assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
 
 
+def test_an_ensemble_is_freed_as_soon_as_nothing_refers_to_it():
+    """A graph that waits for the garbage collector may be destroyed while the next one is captured, which fails."""
+    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4)
+    ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=True)
+    ensemble.advance(1, threading.Event())
+    alive = weakref.ref(ensemble)
+    gc.disable()
+    try:
+        del ensemble
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 def test_the_state_of_an_optimizer_may_hold_plain_numbers():
     config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4)
     ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=False)
@@ -544,7 +560,7 @@ def graph_and_eager(monkeypatch):
         yield
         del graph.update
 
-    graph.side, graph.next_update = MagicMock(), graph.replay
+    graph.side, graph.graphed = MagicMock(), True
     monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
@@ -599,7 +615,7 @@ def test_gpu_graph_replays_the_same_update_as_eager_steps_and_continues_from_its
     config = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda")
     gpu, stop = torch.device("cuda", 0), threading.Event()
     graph, eager = (Ensemble(config, plan_trajectories(config), gpu, stacked=True) for _ in range(2))
-    eager.next_update = eager.update
+    eager.graphed = False
     torch.testing.assert_close(graph.advance(60, stop), eager.advance(60, stop), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(graph.predict(), eager.predict(), rtol=1e-3, atol=1e-4)
     trajectories = plan_trajectories(config)
@@ -617,11 +633,11 @@ def test_gpu_trains_without_host_synchronization():
     config = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda")
     ensemble = Ensemble(config, plan_trajectories(config), torch.device("cuda", 0), stacked=True)
     for _ in range(5):  # warms up, and captures the graph
-        ensemble.next_update()
+        ensemble.replay()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(10):
-            ensemble.next_update()
+            ensemble.replay()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
