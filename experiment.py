@@ -782,15 +782,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def strict_json(value) -> bytes:
     """JSON in which NaN and infinity are null."""
-
-    def strict(x):
-        if isinstance(x, dict):
-            return {key: strict(y) for key, y in x.items()}
-        if isinstance(x, list | tuple):
-            return [strict(y) for y in x]
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
-    return (json.dumps(strict(value), indent=1, allow_nan=False) + "\n").encode()
+    strict = json.loads(json.dumps(value), parse_constant=lambda constant: None)
+    return (json.dumps(strict, indent=1) + "\n").encode()
 
 
 class RunDirectory:
