@@ -966,15 +966,8 @@ def summarize(cells: list[dict]) -> dict:
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
 YARDSTICK = (sample_urns, sample_sequences, color_counts, counting_predictor, posterior_mean_predictor)
 YARDSTICK += (bayes_over_urns, memorizing_predictor, orbit_memorizing_predictor, kl_divergence, relative_divergence)
-YARDSTICK += (
-    mixture_weights,
-    TestBed,
-    next_draw_loss,
-    Ensemble.predict,
-    Trajectory.measure,
-    Trajectory.cell,
-    summarize,
-)
+YARDSTICK += (mixture_weights, TestBed, next_draw_loss, Ensemble.predict, Trajectory.measure, Trajectory.cell)
+YARDSTICK += (summarize,)
 
 
 # ==== Main ============================================================================================================
