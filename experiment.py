@@ -540,13 +540,11 @@ def plan_trajectories(config: Config) -> list[Trajectory]:
     """All trajectories of the grid: one per (D, seed), or one per (D, seed, N) if the learning rate depends on N."""
     last, seeds = max(config.steps), range(config.seed, config.seed + config.seeds)
     plan = [Trajectory(config, n_tasks, seed, config.steps) for n_tasks in config.tasks for seed in seeds]
-    alike = True
     for N in config.steps:
         with FaultsNameCells(plan, N):
-            alike = alike and all(learning_rate(config, s, N) == learning_rate(config, s, last) for s in range(N))
-    if alike:
-        return plan
-    return [Trajectory(config, t.n_tasks, t.seed, (N,)) for t in plan for N in config.steps]
+            if any(learning_rate(config, s, N) != learning_rate(config, s, last) for s in range(N)):
+                return [Trajectory(config, t.n_tasks, t.seed, (N,)) for t in plan for N in config.steps]
+    return plan
 
 
 class Ensemble:
