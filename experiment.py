@@ -467,15 +467,12 @@ def next_draw_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return -log_probs.mean((-3, -2, -1))
 
 
-class FaultsNameCells:
+class FaultsNameCells(contextlib.AbstractContextManager):
     """An exception raised while this lasts gets a note with the cells, at most four, of these trajectories: those of
     n_steps steps or, if not given, those that are to be measured next."""
 
     def __init__(self, trajectories: "list[Trajectory]", n_steps: int | None = None):
         self.trajectories, self.n_steps = trajectories, n_steps
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, kind, error, traceback):
         if error is not None and not any(note.startswith("in cell") for note in getattr(error, "__notes__", [])):
