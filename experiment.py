@@ -1123,8 +1123,8 @@ def train_all(config: Config, trajectories: list[Trajectory], device: torch.devi
     return progress.trained
 
 
-def run_study(config: Config, options: argparse.Namespace, device: torch.device, run: RunDirectory) -> int:
-    """Train, measure and write what the command line asks for; returns the exit status."""
+def run_study(config: Config, options: argparse.Namespace, device: torch.device, run: RunDirectory) -> None:
+    """Train, measure and write what the command line asks for."""
     started = time.monotonic()
     torch.set_num_threads(1)  # see train_all
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
@@ -1143,7 +1143,7 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
             print(f"{options.out_dir} is complete: nothing to train (--overwrite trains it anew)")
             final_info, results = (json.loads(path.read_bytes()) for path in run.results)
             print(summary(final_info, results["timing"]))
-        return 0
+        return
 
     trajectories = plan_trajectories(config)
     if rank == 0 and world > len(trajectories):
@@ -1159,7 +1159,7 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
     if world > 1:
         dist.all_reduce(trained := torch.tensor(trained))  # also waits for all ranks
     if rank > 0:
-        return 0
+        return
 
     for trajectory in trajectories:
         run.load(trajectory)
@@ -1173,7 +1173,6 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
         "model_steps_per_second": round(int(trained) / seconds, 2),
     }
     print(run.finish(trajectories, timing, options.save_models))
-    return 0
 
 
 def describe(error: BaseException) -> str:
@@ -1210,7 +1209,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if not sys.stderr.isatty():
         warnings.simplefilter("ignore")  # loops read only the end of standard error
-    run = options = None
+    run = None
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # a rank that waits for others dies of the signal
     again = "the same command continues"
     try:
@@ -1219,10 +1218,10 @@ def main(argv: list[str] | None = None) -> int:
             again = "the same command without --overwrite continues" if options.overwrite else again
             device = pick_device(config)
             run = RunDirectory(options.out_dir, config, device)
-            status = run_study(config, options, device, run)
+            run_study(config, options, device, run)
             if not alone:
                 dist.destroy_process_group()  # its threads must not outlive the interpreter
-            return status
+            return 0
     except Interrupted as error:
         print(f"interrupted by {signal.Signals(error.args[0]).name}: {again}", file=sys.stderr)
         return 128 + error.args[0]
