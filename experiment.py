@@ -1056,9 +1056,7 @@ def pick_device(config: Config) -> torch.device:
     name = config.device if config.device != "auto" else "cuda" if cuda else "mps" if mps else "cpu"
     if name != "cuda":
         return torch.device(name)
-    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def cpu_count() -> int:
@@ -1126,7 +1124,7 @@ def train_all(config: Config, trajectories: list[Trajectory], device: torch.devi
 def run_study(config: Config, options: argparse.Namespace, device: torch.device, run: RunDirectory) -> None:
     """Train, measure and write what the command line asks for."""
     started = time.monotonic()
-    torch.set_num_threads(1)  # see train_all
+    prepare_thread(device)  # see train_all
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
 
     # Under torchrun every rank trains its share of the trajectories; the first one owns the folder.
