@@ -735,9 +735,8 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
         if group[0].step:
             ensemble.restore()
         progress.start()
-        for goal in sorted({*range(CHUNK, ensemble.last, CHUNK), *measured}):
-            if goal <= ensemble.step:
-                continue
+        goals = {*range(CHUNK, ensemble.last, CHUNK), *measured}
+        for goal in sorted(goal for goal in goals if goal > ensemble.step):
             losses = ensemble.advance(goal - ensemble.step, stop).T.tolist()
             progress.update(losses)
             for trajectory, values in zip(group, losses, strict=True):
