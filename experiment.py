@@ -1004,12 +1004,10 @@ class Interrupted(BaseException):
 @contextlib.contextmanager
 def on_signals(handle):
     """While this lasts, SIGINT and SIGTERM call handle(number, frame)."""
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with contextlib.ExitStack() as restore:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            restore.callback(signal.signal, number, signal.signal(number, handle))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def parse_arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
