@@ -28,10 +28,12 @@ import traceback
 import warnings
 from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import timedelta
 from functools import cached_property, partial
+from numbers import Real
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -292,9 +294,6 @@ def orbit_memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> to
 
 # ==== Divergences and evaluation ======================================================================================
 
-EXACT_LIMIT = 131072  # exact expectations enumerate all m^C contexts up to this many
-STRATEGIES = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}  # name: as in kl_to_...
-
 
 def kl_divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """KL(p || q) in nats of each row, [n, m], [n, m] -> [n] float64; 0 log 0 = 0, infinite where q = 0 < p."""
@@ -361,13 +360,16 @@ class TestBed:
     "exact_fresh_" every context, weighted by its probability under the prior: draw by draw, S of the draws before
     """
 
+    EXACT_LIMIT = 131072  # exact expectations enumerate all m^C contexts up to this many
+    STRATEGIES = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}  # name: as in kl_to_...
+
     def __init__(self, config: Config, n_tasks: int, seed: int):
         m, C, n, alpha = config.n_colors, config.seq_len - 1, config.n_test, config.alpha
         self.urns = sample_urns(n_tasks, m, alpha, stream(seed, "urns"))
         fresh_urns = sample_urns(n, m, alpha, stream(seed, n_tasks, "fresh urns"))
         test = sample_sequences(self.urns, n, C + 1, stream(seed, n_tasks, "test sequences"))[0][:, :C]
         fresh = sample_sequences(fresh_urns, n, C + 1, stream(seed, n_tasks, "fresh sequences"))[0][:, :C]
-        exact = torch.cartesian_prod(*[torch.arange(m)] * C).view(-1, C) if m**C <= EXACT_LIMIT else test[:0]
+        exact = torch.cartesian_prod(*[torch.arange(m)] * C).view(-1, C) if m**C <= self.EXACT_LIMIT else test[:0]
         self.contexts = torch.cat([test, fresh, exact])
 
         ideals = []
@@ -395,7 +397,7 @@ class TestBed:
         self.best = "exact_" if len(exact) else ""
 
         self.reference = {}
-        for name, key in STRATEGIES.items():
+        for name, key in self.STRATEGIES.items():
             P = self.ideals[key]
             loss = -torch.xlogy(self.ideals["m"], P).sum(2).mean(1)  # training draws follow M
             self.reference[name] = self.scores(P, self.best) | self.by_length(P)
@@ -427,15 +429,16 @@ class TestBed:
 
     def by_length(self, P: torch.Tensor) -> dict[str, list[float]]:
         """KL in nats from the strategies to P [n, C, m] after 1, 2, .. C draws."""
-        kl = {f"kl_to_{key}_by_length": kl_divergence(self.ideals[key], P).T for key in STRATEGIES.values()}
+        kl = {f"kl_to_{key}_by_length": kl_divergence(self.ideals[key], P).T for key in self.STRATEGIES.values()}
         return {key: [self.mean(values, self.best) for values in divergences] for key, divergences in kl.items()}
 
     def measure(self, P: torch.Tensor) -> dict:
         """Every number of a model with the distributions P [n, C, m] after each draw of self.contexts."""
         numbers = {prefix + k: v for prefix in self.weights for k, v in self.scores(P, prefix).items()}
-        strategies = torch.stack([self.ideals[key][:, -1] for key in STRATEGIES.values()])
+        strategies = torch.stack([self.ideals[key][:, -1] for key in self.STRATEGIES.values()])
         coefficients, residual = mixture_weights(P[:, -1], strategies, self.weights[self.best])
-        numbers |= {f"{self.best}weight_{name}": x for name, x in zip(STRATEGIES, coefficients.tolist(), strict=True)}
+        weights = zip(self.STRATEGIES, coefficients.tolist(), strict=True)
+        numbers |= {f"{self.best}weight_{name}": x for name, x in weights}
         numbers[f"{self.best}mixture_residual"] = residual
         return numbers | {self.best + key: values for key, values in self.by_length(P).items()}
 
@@ -539,7 +542,13 @@ def plan_trajectories(config: Config) -> list[Trajectory]:
     plan = [Trajectory(config, n_tasks, seed, config.steps) for n_tasks in config.tasks for seed in seeds]
     for N in config.steps:
         with FaultsNameCells(plan, N):
-            if any(learning_rate(config, s, N) != learning_rate(config, s, last) for s in range(N)):
+            rates = [learning_rate(config, step, N) for step in range(N)]
+            for step, rate in enumerate(rates):
+                if not (isinstance(rate, Real) and 0 <= rate < math.inf):
+                    raise ValueError(
+                        f"learning_rate() must be a finite number of at least 0, is {rate!r} at step {step}"
+                    )
+            if rates != [learning_rate(config, step, last) for step in range(N)]:
                 return [Trajectory(config, t.n_tasks, t.seed, (N,)) for t in plan for N in config.steps]
     return plan
 
@@ -558,8 +567,9 @@ class Ensemble:
         models = [trajectory.model.to(device) for trajectory in trajectories]
         self.model, self.params = models[0], dict(models[0].named_parameters())
         if stacked:
-            self.params = torch.func.stack_module_state(models)[0]
-        # AdamW on stacked parameters is AdamW on each of them. A graph reads its learning rate from the device.
+            self.params, self.buffers = torch.func.stack_module_state(models)
+        # AdamW on stacked parameters is AdamW on each of them; what goes by their shapes or norms must know that these
+        # are [E, ..]. A graph reads its learning rate from the device.
         self.optimizer = torch.optim.AdamW(
             self.params.values(),
             lr=torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr,
@@ -592,14 +602,15 @@ class Ensemble:
                 return self.model(tokens[0], codes[0])[None]
             one_model = partial(torch.func.functional_call, self.model)
             each_model = torch.vmap(lambda params, *inputs: one_model(params, inputs), randomness="different")
-            return each_model(self.params, tokens, codes)
+            return each_model(self.params | self.buffers, tokens, codes)
 
     def update(self) -> None:
         """One training step of every model, on the batch under the cursor, without host synchronization."""
         tokens, codes = (draws.index_select(0, self.cursor)[0] for draws in (self.tokens, self.codes))
-        losses = next_draw_loss(self.logits(tokens[..., :-1], codes), tokens)
+        losses = next_draw_loss(self.logits(tokens[..., :-1], codes), tokens)  # what train_loss reports
+        objective = losses.sum()  # the models share no parameter: the gradient of the sum is every model's own
         self.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()  # the models share no parameter: the gradient of the sum is every model's own
+        objective.backward()
         self.optimizer.step()
         self.losses.index_copy_(0, self.cursor, losses.detach()[None])
         self.cursor += 1
@@ -647,7 +658,7 @@ class Ensemble:
             step, member = (~losses.isfinite()).nonzero()[0].tolist()
             self.trajectories[member].require_finite(losses[step, member], first + step + 1)
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        if not np.allclose(rates, self.rates, rtol=1e-6, atol=1e-30, equal_nan=True):  # held in float32
+        if not np.allclose(rates, self.rates, rtol=1e-6, atol=1e-30):  # tensors hold float32
             raise RuntimeError("a schedule belongs in learning_rate(): elsewhere nothing notices that it depends on N")
         return losses
 
@@ -723,8 +734,9 @@ def prepare_thread(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def train(config: Config, group: list[Trajectory], device: torch.device, run: "RunDirectory", progress, stop) -> None:
-    """Train a group of trajectories to their last N, or until stop is set; measure and checkpoint on the way."""
+def train(config: Config, group: list[Trajectory], device: torch.device, run, progress, stop, failed) -> None:
+    """Train a group of trajectories to their last N, or until stop is set; measure and checkpoint on the way, but not
+    because another group has failed."""
     if stop.is_set() or group[0].step == max(group[0].n_steps):
         return
     measured, saved = group[0].measured_steps(), time.monotonic()
@@ -742,6 +754,8 @@ def train(config: Config, group: list[Trajectory], device: torch.device, run: "R
             for trajectory, values in zip(group, losses, strict=True):
                 trajectory.step = ensemble.step
                 trajectory.recent_losses.extend(values)
+            if failed.is_set():  # another group has: what was saved is enough
+                return
             if ensemble.step == goal and goal in measured:
                 list(members.map(Trajectory.measure, group, ensemble.predict()))
             if stop.is_set() or goal in group[0].n_steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -904,8 +918,8 @@ class RunDirectory:
         trajectory.step, trajectory.state, trajectory.points = saved["step"], saved["state"], saved["points"]
         trajectory.recent_losses = deque(saved["recent_losses"], maxlen=LOSS_WINDOW)
 
-    def finish(self, trajectories: list[Trajectory], timing: dict, save_models: bool) -> str:
-        """Write all_results.json, then final_info.json, then remove the checkpoints; returns the printed summary."""
+    def finish(self, trajectories: list[Trajectory], timing: dict, save_models: bool) -> None:
+        """Print the summary, write all_results.json, then final_info.json, then remove the checkpoints."""
         curves = [
             {
                 "n_tasks": t.n_tasks,
@@ -925,14 +939,13 @@ class RunDirectory:
         results = {"config": asdict(self.config), "environment": self.environment}
         results |= {"trajectories": curves, "cells": cells, "timing": timing}
         final_info = summarize(cells)
-        printed = summary(final_info, timing)
         short, long = strict_json(final_info), strict_json(results)  # whatever fails, fails before a file is there
+        print(summary(final_info, timing), flush=True)
         write_atomically(self.results[1], long)
         write_atomically(self.results[0], short)
         if not save_models:
             self.remove(self.path / "models", "D*_N*_s*.pt")
         self.remove(self.checkpoints, "fingerprint.json", "*.pt")
-        return printed
 
 
 def summarize(cells: list[dict]) -> dict:
@@ -1023,18 +1036,21 @@ def parse_arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{word.strip()} must be {name}") from None
 
-    kinds = {int: (int, "a whole number"), float: (float, "a number"), bool: (json.loads, "true or false")}
-    kinds |= {str: (str.strip, "text")}
+    kinds = {float: (float, "a number"), int: (int, "a whole number"), str: (str.strip, "text")}
+    kinds |= {bool: (json.loads, "true or false")}
     comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(Config), re.M))
     parser = Parser("experiment.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for field in fields(Config):
-        many = isinstance(field.default, tuple)
-        kind = type(field.default[0] if many else field.default)
+        hint = get_type_hints(Config)[field.name]
+        many = get_origin(hint) is tuple
+        kind = next((kind for kind in kinds if kind in (hint, *get_args(hint))), None)
+        if kind is None or field.default is MISSING:
+            raise TypeError(f"Config.{field.name} must be a number, text, bool or tuple[int, ...], and have a default")
         shown = " ".join(map(str, field.default)) if many else field.default
         parser.add_argument(
             f"--{field.name}",
-            type=partial(read, *kinds.get(kind, (kind, kind.__name__))),
+            type=partial(read, *kinds[kind]),
             nargs="*" if many else None,
             default=field.default,
             metavar="X",
@@ -1097,7 +1113,7 @@ def train_all(config: Config, trajectories: list[Trajectory], device: torch.devi
     workers = min(len(groups), cpu_count()) if device.type == "cpu" else 1
     total, done = sum(max(t.n_steps) for t in trajectories), sum(t.step for t in trajectories)
     progress = Progress(total, done, workers, silent)
-    stop, signals = threading.Event(), []
+    stop, failed, signals = threading.Event(), threading.Event(), []
 
     def handle(number, frame):
         if signals:  # the second signal ends the process at once
@@ -1107,9 +1123,10 @@ def train_all(config: Config, trajectories: list[Trajectory], device: torch.devi
 
     pool = ThreadPoolExecutor(max(1, workers), initializer=prepare_thread, initargs=(device,))
     with on_signals(handle), pool:
-        futures = [pool.submit(train, config, group, device, run, progress, stop) for group in groups]
+        futures = [pool.submit(train, config, group, device, run, progress, stop, failed) for group in groups]
         if any(future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done):
-            stop.set()  # the others write their checkpoints
+            failed.set()
+            stop.set()
     progress.bar.close()
     for future in futures:
         future.result()
@@ -1167,7 +1184,7 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
         "model_steps": int(trained),
         "model_steps_per_second": round(int(trained) / seconds, 2),
     }
-    print(run.finish(trajectories, timing, options.save_models))
+    run.finish(trajectories, timing, options.save_models)
 
 
 def describe(error: BaseException) -> str:
@@ -1176,24 +1193,23 @@ def describe(error: BaseException) -> str:
     At most 1500 characters, which is what loops read.
     """
 
-    def shown(fault, n_frames, n_characters):
+    def frames(fault, n):
         own = [frame for frame in traceback.extract_tb(fault.__traceback__) if frame.filename == __file__]
-        frames = [f"  line {frame.lineno} in {frame.name}: {frame.line[:100]}" for frame in own[-n_frames:]]
-        message = " ".join(str(fault).split())
-        if len(message) > n_characters:
-            message = f"{message[: n_characters // 2]} ... {message[-n_characters // 2 :]}"
-        return frames, f"{type(fault).__name__}: {message}"
+        return [f"  line {frame.lineno} in {frame.name}: {frame.line[:100]}" for frame in own[-n:]]
+
+    def message(fault, room):
+        text = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+        return text if len(text) <= room else f"{text[: room // 2 - 5]} ... {text[-room // 2 :]}"
 
     cause, seen = error, []
     while cause not in [None, *seen]:
         seen.append(cause)
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    frames, last = shown(error, 3, 300)
-    if len(seen) > 1:
-        first_frames, first = shown(seen[-1], 1, 150)
-        frames = [*first_frames, f"  {first}", "which led to", *frames]
-    notes = [f"  {note[:200]}" for note in getattr(error, "__notes__", [])[-2:]]
-    return "\n".join([*frames, *notes, f"experiment.py failed: {last}"])
+    lines = [*frames(seen[-1], 1), f"  {message(seen[-1], 200)}", "which led to"] if len(seen) > 1 else []
+    lines += frames(error, 3)
+    lines += [f"  {note[:200]}" for note in getattr(error, "__notes__", [])[-2:]]
+    lines.append("experiment.py failed: ")
+    return "\n".join(lines) + message(error, 1490 - len("\n".join(lines)))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1224,7 +1240,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"experiment.py: {error}", file=sys.stderr)
     except WriteError as error:
         print(f"experiment.py: {error}; once that is mended {again}", file=sys.stderr)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if isinstance(error, SystemExit) and {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
             raise
         if isinstance(error, UserError) and not hasattr(error, "__notes__"):  # of no cell

@@ -187,8 +187,35 @@ FAULTS = {
     "at import": ({"CHUNK = 100": "CHUNK = hundred"}, "hundred"),
     "an exit": ({COUNT: COUNT + "        sys.exit(0)\n"}, "SystemExit"),
     "an error of a kind that elsewhere means bad input": ({COUNT: "        raise UserError('edited')\n"}, "edited"),
+    "an interrupt that is none": ({COUNT: "        raise KeyboardInterrupt('edited')\n"}, "edited"),
+    "a tensor changed in place": (
+        {"        for block in": "        y = x.exp()\n        x = x + 2 * y\n        y += 1\n        for block in"},
+        "which is output 0 of Exp",
+    ),
+    "in the schedule's value": ({"    return config.lr\n": "    pass\n"}, "learning_rate() must be"),
+    "in what is printed": (
+        {'    return "\\n".join([*lines': r'    return "\ud800" + "\n".join([*lines'},
+        "Unicode",
+    ),
+    "beside a model that is well": (
+        {
+            "            self.replay() if": """
+            if self.trajectories[0].n_tasks == 4:
+                stop.wait()
+            else:
+                raise ValueError('edited')
+            self.replay() if"""
+        },
+        "edited",
+    ),
+    "a knob without a type": (
+        {"    precision: str": "    widths: tuple = ()\n    precision: str"},
+        "Config.widths must be",
+    ),
     "an error as long as a book": ({COUNT: "        raise ValueError('very long ' * 10000)\n"}, "very long"),
 }
+WITHOUT_A_CELL = ["at import", "in the printed summary", "in what is printed", "an exit in the configuration"]
+WITHOUT_A_CELL += ["a knob without a type"]
 
 
 @pytest.mark.parametrize("where", FAULTS)
@@ -199,13 +226,14 @@ def test_a_fault_is_told_within_the_end_of_standard_error(template, tmp_path, wh
     done = forked(folder, "experiment.py", "--out_dir=run_1")
     end = done.stderr[-1500:]
     assert done.returncode == 1
-    assert word in end and ("Error" in end or "an exit" in where) and "line " in end, end
-    if where not in ("at import", "in the printed summary", "an exit in the configuration"):
+    assert word in end and re.search("Error|SystemExit|KeyboardInterrupt", end) and "line " in end, end
+    if where not in WITHOUT_A_CELL:
         N = 60 if where == "while it trains" else 20  # at step 30 the model of 20 steps is already measured
         assert f"D2_N{N}" in end or f"D4_N{N}" in end, end
     assert not list((folder / "run_1").glob("*.json"))
     checkpoints = folder / "run_1" / "checkpoint"  # with nothing saved, the folder is free for the next attempt
     assert (checkpoints / "fingerprint.json").exists() == bool(list(checkpoints.glob("*.pt")))
+    assert not (where == "beside a model that is well" and checkpoints.exists())
 
 
 def test_edit_run_read_plot_twice(template, tmp_path):

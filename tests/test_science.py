@@ -4,6 +4,7 @@ import contextlib
 import gc
 import itertools
 import math
+import re
 import threading
 import weakref
 from fractions import Fraction
@@ -463,17 +464,11 @@ def test_a_loss_that_is_not_finite_names_d_seed_and_step():
         ensemble.advance(20, threading.Event())
 
 
-@pytest.mark.parametrize("rate", [math.nan, math.inf])
-def test_a_learning_rate_that_is_not_finite_ends_like_a_loss_that_is_not(monkeypatch, rate):
-    monkeypatch.setattr(experiment, "learning_rate", lambda config, step, n_steps: rate)
-    config = Config(n_layers=1, d_model=16, tasks=(4,), steps=(50,), n_test=4, seq_len=4)
-    ensemble = Ensemble(config, plan_trajectories(config)[:1], CPU, stacked=False)
-    with pytest.raises(experiment.NotFiniteError, match="D=4, seed=0, step=2$"):
-        ensemble.advance(20, threading.Event())
-    ensemble = Ensemble(config, plan_trajectories(config)[:1], CPU, stacked=False)
-    ensemble.advance(1, threading.Event())  # the loss is of the update before
-    with pytest.raises(experiment.NotFiniteError, match="D=4, seed=0, step=1$"):
-        ensemble.predict()
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-4, None, "1e-4"])
+def test_a_learning_rate_that_is_none_is_refused_before_training(monkeypatch, rate):
+    monkeypatch.setattr(experiment, "learning_rate", lambda config, step, n_steps: rate if step == 30 else 0.1)
+    with pytest.raises(ValueError, match=r"learning_rate\(\) must be .* is " + re.escape(repr(rate)) + " at step 30"):
+        plan_trajectories(Config(n_layers=1, d_model=16, tasks=(4,), steps=(20, 50), n_test=4))
 
 
 def test_ensembles_are_split_when_memory_is_short(monkeypatch, capsys):
@@ -511,6 +506,22 @@ def test_a_fault_names_its_own_model_and_not_the_first_ones_of_its_ensemble():
     with pytest.raises(IndexError) as error, experiment.FaultsNameCells(trajectories):
         last.measure(torch.zeros(3))
     assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
+
+
+def test_stacked_models_keep_their_own_buffers():
+    config = Config(n_layers=1, d_model=16, tasks=(2, 4), steps=(10,), n_test=4, seq_len=4)
+
+    def frozen_positions():
+        plan = plan_trajectories(config)
+        for trajectory in plan:
+            positions = trajectory.model.decoder.positions.detach().clone()
+            del trajectory.model.decoder.positions
+            trajectory.model.decoder.register_buffer("positions", positions)
+        return plan
+
+    stacked = Ensemble(config, frozen_positions(), CPU, stacked=True).predict()
+    alone = [Ensemble(config, [trajectory], CPU, stacked=False).predict()[0] for trajectory in frozen_positions()]
+    torch.testing.assert_close(stacked, torch.stack(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_an_ensemble_is_freed_as_soon_as_nothing_refers_to_it():
