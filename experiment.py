@@ -538,19 +538,20 @@ class Trajectory:
 
 def plan_trajectories(config: Config) -> list[Trajectory]:
     """All trajectories of the grid: one per (D, seed), or one per (D, seed, N) if the learning rate depends on N."""
-    last, seeds = max(config.steps), range(config.seed, config.seed + config.seeds)
+    seeds = range(config.seed, config.seed + config.seeds)
     plan = [Trajectory(config, n_tasks, seed, config.steps) for n_tasks in config.tasks for seed in seeds]
+    rates = {}
     for N in config.steps:
         with FaultsNameCells(plan, N):
-            rates = [learning_rate(config, step, N) for step in range(N)]
-            for step, rate in enumerate(rates):
+            rates[N] = [learning_rate(config, step, N) for step in range(N)]
+            for step, rate in enumerate(rates[N]):
                 if not (isinstance(rate, Real) and 0 <= rate < math.inf):
                     raise ValueError(
                         f"learning_rate() must be a finite number of at least 0, is {rate!r} at step {step}"
                     )
-            if rates != [learning_rate(config, step, last) for step in range(N)]:
-                return [Trajectory(config, t.n_tasks, t.seed, (N,)) for t in plan for N in config.steps]
-    return plan
+    if all(rates[N] == rates[max(config.steps)][:N] for N in config.steps):
+        return plan
+    return [Trajectory(config, t.n_tasks, t.seed, (N,)) for t in plan for N in config.steps]
 
 
 class Ensemble:
@@ -1033,11 +1034,11 @@ def parse_arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
     def read(kind, name, word):
         try:
             return kind(word)
-        except ValueError:
+        except (ValueError, KeyError):
             raise argparse.ArgumentTypeError(f"{word.strip()} must be {name}") from None
 
     kinds = {float: (float, "a number"), int: (int, "a whole number"), str: (str.strip, "text")}
-    kinds |= {bool: (json.loads, "true or false")}
+    kinds |= {bool: ({"true": True, "false": False}.__getitem__, "true or false")}
     comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(Config), re.M))
     parser = Parser("experiment.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -1187,6 +1188,12 @@ def run_study(config: Config, options: argparse.Namespace, device: torch.device,
     run.finish(trajectories, timing, options.save_models)
 
 
+def one_line(text: str, room: int) -> str:
+    """The text without line breaks, cut in the middle to at most `room` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= room else f"{text[: room // 2 - 5]} ... {text[-room // 2 :]}"
+
+
 def describe(error: BaseException) -> str:
     """The last lines of standard error: frames of this script, cells and exception, after those of its first cause.
 
@@ -1198,8 +1205,7 @@ def describe(error: BaseException) -> str:
         return [f"  line {frame.lineno} in {frame.name}: {frame.line[:100]}" for frame in own[-n:]]
 
     def message(fault, room):
-        text = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
-        return text if len(text) <= room else f"{text[: room // 2 - 5]} ... {text[-room // 2 :]}"
+        return one_line(f"{type(fault).__name__}: {fault}", room)
 
     cause, seen = error, []
     while cause not in [None, *seen]:
@@ -1231,7 +1237,8 @@ def main(argv: list[str] | None = None) -> int:
             run = RunDirectory(options.out_dir, config, device)
             run_study(config, options, device, run)
             if not alone:
-                dist.destroy_process_group()  # its threads must not outlive the interpreter
+                sys.stdout.flush()
+                os._exit(0)  # gloo's threads may still want the interpreter's lock: at its end that would abort
             return 0
     except Interrupted as error:
         print(f"interrupted by {signal.Signals(error.args[0]).name}: {again}", file=sys.stderr)
@@ -1244,7 +1251,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, SystemExit) and {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
             raise
         if isinstance(error, UserError) and not hasattr(error, "__notes__"):  # of no cell
-            print(f"experiment.py: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            print(f"experiment.py: {one_line(str(error), 1400)}", file=sys.stderr)
             return 2
         print(describe(error), file=sys.stderr)
     finally:

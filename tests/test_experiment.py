@@ -134,6 +134,11 @@ BAD_INPUT = {
     "heads do not divide the width": (["--d_model", "130"], "--d_model 130", "divisible by --n_heads 4"),
     "unknown embedding": (["--embedding", "random"], "--embedding random", "gaussian or permutation or fixed"),
     "a value of two lines": (["--embedding", "ran\ndom"], "--embedding ran dom", "gaussian or permutation or fixed"),
+    "a value as long as a book": (
+        ["--tasks", *["4"] * 1000],
+        "experiment.py: --tasks 4 4",
+        "whole numbers of at least 1",
+    ),
     "absent device": (["--device", "cuda"], "--device cuda", "auto"),
     "unknown device": (["--device", "tpu"], "--device tpu", "auto or cpu"),
     "rate not a number": (["--lr", "nan"], "--lr nan", "finite"),
@@ -154,6 +159,7 @@ def test_bad_input_is_one_line_and_touches_nothing(tmp_path):
     for (arguments, *wanted), done in zip(BAD_INPUT.values(), results, strict=True):
         assert done.returncode == 2, arguments
         assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+        assert len(done.stderr) <= 1500
         for part in wanted:
             assert part in done.stderr, (part, done.stderr)
     assert list(tmp_path.iterdir()) == []

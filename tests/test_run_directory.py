@@ -475,7 +475,22 @@ def test_a_folder_that_is_lost_ends_the_run_with_one_line_and_it_continues_when_
 
 
 def test_two_ranks_write_the_same_bytes_as_one_process(tmp_path, same_bytes):
-    status, _, err = torchrun(tmp_path / "run_0", grid=GRID)
+    """Also where a rank does not soon let gloo's threads have the interpreter's lock: they aborted at its end."""
+    script = tmp_path / "slow_to_let_go.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import experiment
+all_reduce = experiment.dist.all_reduce
+
+def slow(*arguments):
+    all_reduce(*arguments)
+    sys.setswitchinterval(2)
+
+experiment.dist.all_reduce = slow
+sys.exit(experiment.main())
+""")
+    status, _, err = torchrun(tmp_path / "run_0", grid=GRID, script=script)
     assert status == 0, err
     assert same_bytes(tmp_path / "run_0")
 

@@ -466,7 +466,10 @@ def test_a_loss_that_is_not_finite_names_d_seed_and_step():
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-4, None, "1e-4"])
 def test_a_learning_rate_that_is_none_is_refused_before_training(monkeypatch, rate):
-    monkeypatch.setattr(experiment, "learning_rate", lambda config, step, n_steps: rate if step == 30 else 0.1)
+    def learning_rate(config, step, n_steps):  # of the last N only
+        return rate if (step, n_steps) == (30, 50) else 0.1 / n_steps
+
+    monkeypatch.setattr(experiment, "learning_rate", learning_rate)
     with pytest.raises(ValueError, match=r"learning_rate\(\) must be .* is " + re.escape(repr(rate)) + " at step 30"):
         plan_trajectories(Config(n_layers=1, d_model=16, tasks=(4,), steps=(20, 50), n_test=4))
 
