@@ -26,6 +26,8 @@ import matplotlib.pyplot as plt
 import matplotlib.ticker
 import numpy as np
 
+plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign in it is one
+
 # Titles of runs, {"run_0": "baseline", ..}. compare.png shows the runs that are named here; without any, all of them.
 labels = {}
 
@@ -83,6 +85,11 @@ def exact(cell: dict, key: str):
     return cell.get(f"exact_{key}", cell.get(key))
 
 
+def kind_of(results: dict) -> str:
+    """What `exact` finds in this run."""
+    return "exact" if results["cells"] and all("exact_kl_to_m" in x for x in results["cells"]) else "sampled"
+
+
 def cells_at(results: dict, n_tasks: int, n_steps: int) -> list[dict]:
     """The cells of all seeds at one place of the grid."""
     return [cell for cell in results["cells"] if (cell["n_tasks"], cell["n_steps"]) == (n_tasks, n_steps)]
@@ -113,7 +120,7 @@ def title_of(name: str, results: dict) -> str:
 
 
 def reference(results: dict, n_tasks: int, name: str, key: str):
-    """What an ideal predictor would score in place of the models of n_tasks urns: the mean over the seeds."""
+    """What an ideal predictor would score in place of the models of n_tasks urns: the mean over their cells."""
     cells = [cell for cell in results["cells"] if cell["n_tasks"] == n_tasks]
     return over_seeds([cell.get("reference", {}).get(name, {}).get(key) for cell in cells])[0]
 
@@ -130,8 +137,8 @@ def missing_cells(results: dict) -> str:
         sum(cell.get("relative_divergence") is not None for cell in cells_at(results, D, N))
         for D, N in itertools.product(*grid_of(results))
     ]
-    counts = {"cells missing (hatched)": found.count(0), "cells of fewer seeds": sum(0 < n < seeds for n in found)}
-    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    counts = {"missing cells (hatched)": found.count(0), "cells of fewer seeds": sum(0 < n < seeds for n in found)}
+    return ", ".join(f"{what}: {n}" for what, n in counts.items() if n)
 
 
 def nearest(cell: dict) -> float | None:
@@ -189,7 +196,7 @@ def add_scale(figure: plt.Figure, image, axes) -> None:
 
 def notes_on(all_results: list[dict]) -> str:
     """What is sampled and exact, and what frames and hatching mean, in maps of these runs."""
-    enumerated = all("exact_kl_to_m" in cell for results in all_results for cell in results["cells"])
+    enumerated = all(kind_of(results) == "exact" for results in all_results)
     notes = ["maps: sampled contexts; ideal predictors and frames: exact" if enumerated else "sampled contexts"]
     if any((grid(results, nearest)[0] > NEITHER_NATS).any() for results in all_results):
         notes.append(f"dotted frame: more than {NEITHER_NATS} nats from every ideal predictor")
@@ -305,7 +312,7 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
             below.text(j, 1.04, "" if np.isnan(nats) else f"{nats:.3f}", ha="center", fontsize=8)
         below.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 6))
         label_steps(below, range(len(columns)), columns)
-    axes[0, 0].set_ylabel("KL to the model (nats)")
+    axes[0, 0].set_ylabel(f"KL to the model (nats, {kind_of(results)})")
     axes[1, 0].set_ylabel(
         "nearest mixture of S, O, M\n(above: nats from it to the model;\npale: farther than its parts are apart)"
     )
@@ -320,8 +327,8 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
     figure, axes = panels(results, 2, 2.4)
     lines = {
         "loss": ("training loss (mean of 100 steps)", "#000000", "-"),
-        "relative_divergence": ("relative divergence, 0 = G", "#D55E00", "--"),
-        "relative_divergence_posterior_mean": ("relative divergence, 0 = S", "#0072B2", "-"),
+        "relative_divergence": ("0 = G counting", "#D55E00", "--"),
+        "relative_divergence_posterior_mean": ("0 = S posterior mean", "#0072B2", "-"),
     }
     for D, above, below in zip(rows, *axes, strict=True):
         own = [t for t in results.get("trajectories", []) if t["n_tasks"] == D]
@@ -345,11 +352,12 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
             above.axhline(loss, color=color_of(name), ls=line, lw=1.2, label=what)
         above.set_xscale("log")
         below.set(xscale="log", ylim=(-0.03, 1.03))
+        ticks = sorted({*columns, *(t["curves"]["step"][0] for t in own if t["curves"]["step"])})
         for panel in (above, below):
-            label_steps(panel, columns, columns)
+            label_steps(panel, ticks, ticks)
         above.set_xlabel("")
     axes[0, 0].set_ylabel("loss (nats per draw)")
-    axes[1, 0].set_ylabel("relative divergence")
+    axes[1, 0].set_ylabel("relative divergence\n(1 = M Bayes over the urns)")
     add_legend(figure, axes[0, 0], axes[1, 0])
     add_title(figure, title, "learning curves")
     return figure
@@ -360,8 +368,8 @@ def draw_positions(results: dict, title: str) -> plt.Figure:
     rows, columns = grid_of(results)
     figure, axes = panels(results, 2, 2.4)
     shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(columns)))
-    for (key, letter), line_of_axes in zip({"posterior_mean": "S", "m": "M"}.items(), axes, strict=True):
-        name = f"kl_to_{key}_by_length"
+    for key, line_of_axes in zip(("kl_to_posterior_mean", "kl_to_m"), axes, strict=True):
+        name = f"{key}_by_length"
         for D, panel in zip(rows, line_of_axes, strict=True):
             for N, shade, marker in zip(columns, shades, itertools.cycle("osD^v"), strict=False):
                 mean, stderr = over_seeds([exact(cell, name) for cell in cells_at(results, D, N)])
@@ -372,11 +380,12 @@ def draw_positions(results: dict, title: str) -> plt.Figure:
                 panel.errorbar(lengths, mean, bars(stderr), label=f"N = {N:,}", **style)
             other = reference(results, D, "orbit", name)
             if np.ndim(other):
-                panel.errorbar(range(1, len(other) + 1), other, color="black", ls="--", label="O in the model's place")
+                label = "O Bayes over relabelled urns, in the model's place"
+                panel.errorbar(range(1, len(other) + 1), other, color="black", ls="--", label=label)
             panel.set_yscale("log")
             panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
             label_nats(panel)
-        line_of_axes[0].set_ylabel(f"KL from {letter} (nats)")
+        line_of_axes[0].set_ylabel(f"KL from {PREDICTORS[key][0]}\n(nats, {kind_of(results)})")
     for panel in axes[1]:
         panel.set_xlabel("draws in the context")
     add_legend(figure, axes[0, 0])

@@ -68,6 +68,14 @@ def results(seeds=1, shift=0.0) -> dict:
     return {"config": {"tasks": TASKS[:], "steps": STEPS[:]}, "trajectories": curves, "cells": cells}
 
 
+def compare_one(run, title):
+    return plot.draw_compare({"run_0": run}, {"run_0": title})
+
+
+FIGURES = [plot.draw_distance, plot.draw_curves, plot.draw_positions, plot.draw_heatmap]
+ALL_FIGURES = [*FIGURES, compare_one]
+
+
 def write(folder, name, content):
     (folder / name).mkdir()
     (folder / name / "all_results.json").write_text(json.dumps(content))
@@ -134,8 +142,27 @@ def test_cells_far_from_every_ideal_predictor_are_framed(near):
 def test_the_caption_says_what_is_exact():
     run = results()
     assert "exact" in plot.draw_heatmap(run, "").get_supxlabel()
+    for draw in (plot.draw_distance, plot.draw_positions):
+        assert "nats, exact" in draw(run, "").axes[0].get_ylabel()
     del run["cells"][0]["exact_kl_to_m"]
-    assert "exact" not in plot.draw_heatmap(run, "").get_supxlabel()
+    for other in (run, results() | {"cells": []}):
+        assert "exact" not in plot.draw_heatmap(other, "").get_supxlabel()
+        for draw in (plot.draw_distance, plot.draw_positions):
+            assert "nats, sampled" in draw(other, "").axes[0].get_ylabel()
+
+
+def test_every_figure_says_what_its_letters_stand_for():
+    for draw in ALL_FIGURES:
+        figure = draw(results(), "a run")
+        labels = [axes.get_ylabel() for axes in figure.axes] + [figure.get_supxlabel()]
+        text = " ".join(labels + [entry.get_text() for legend in figure.legends for entry in legend.texts])
+        assert "S posterior mean" in text and "M Bayes over" in text
+
+
+@pytest.mark.parametrize("draw", ALL_FIGURES)
+def test_a_dollar_sign_in_a_label_is_a_dollar_sign(draw):
+    figure = draw(results(), r"$alpha_{$ costs 3$, not {5$")
+    figure.canvas.draw()  # as mathematics it could not be parsed
 
 
 def test_missing_cells_are_hatched_and_said():
@@ -146,7 +173,7 @@ def test_missing_cells_are_hatched_and_said():
     hatched = [box for box in axes.patches if box.get_hatch()]
     assert [(box.get_x(), box.get_y()) for box in hatched] == [(0.5, 0.5)]
     assert len(axes.texts) == 5 and axes.images[0].get_array().mask.sum() == 1
-    assert "1 cells missing (hatched)" in figure.get_supxlabel()
+    assert "missing cells (hatched): 1" in figure.get_supxlabel()
 
 
 def test_a_number_that_one_seed_does_not_have_is_not_the_mean_of_the_others():
@@ -258,6 +285,7 @@ def test_curves_show_mean_error_and_what_bayes_optimal_predictors_lose():
     above, below = figure.axes[0], figure.axes[3]  # D = 4
     np.testing.assert_allclose(line_of(above, "training loss"), [[10, 1.45], [100, 1.35], [2000, 1.3]])
     np.testing.assert_allclose(line_of(above, "entropy floor")[:, 1], 1.29)
+    assert above.get_xticks().tolist() == [10, *STEPS]  # the first measured point and every N
     np.testing.assert_allclose(line_of(above, "O, Bayes")[:, 1], 1.27)
     np.testing.assert_allclose(line_of(below, "0 = S")[:, 1], [0.5, 0.4, 0.3])
     band = above.collections[0].get_paths()[0].vertices
@@ -293,7 +321,7 @@ def test_positions_show_kl_by_context_length():
     s, m = figure.axes[1], figure.axes[4]  # D = 8
     np.testing.assert_allclose(line_of(s, "N = 2,000"), [[1, 0.4], [2, 0.2], [3, 0.4 / 3]])
     np.testing.assert_allclose(line_of(m, "N = 100")[:, 1], [0.1, 0.15, 0.3])
-    np.testing.assert_allclose(line_of(m, "O in the")[:, 1], [0.03, 0.02, 0.01])
+    np.testing.assert_allclose(line_of(m, "in the model's place")[:, 1], [0.03, 0.02, 0.01])
     several = plot.draw_positions(results(seeds=3), "a run").axes[1].containers[0]
     np.testing.assert_allclose(
         several.lines[2][0].get_segments()[0][:, 1], 0.31 + 0.01 / np.sqrt(3) * np.array([-1, 1])
@@ -322,9 +350,6 @@ def test_compare_shows_ideal_predictors_once_where_they_are_the_same():
     assert letters == ["100", "100", "S"] * 2
 
 
-FIGURES = [plot.draw_distance, plot.draw_curves, plot.draw_positions, plot.draw_heatmap]
-
-
 @pytest.mark.parametrize("draw", FIGURES)
 def test_every_figure_is_drawn_from_partial_runs_and_differs_when_the_data_differ(draw):
     def drawn(run):
@@ -341,7 +366,7 @@ def test_every_figure_is_drawn_from_partial_runs_and_differs_when_the_data_diffe
         draw(run, "").canvas.draw()
 
 
-@pytest.mark.parametrize("draw", [*FIGURES, lambda run, title: plot.draw_compare({"run_0": run}, {"run_0": title})])
+@pytest.mark.parametrize("draw", ALL_FIGURES)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_legends_and_titles_fit_into_the_figure(draw, rows):
     run = results()
@@ -363,7 +388,7 @@ def test_cells_of_fewer_seeds_are_said(tmp_path, capsys, unsaved):
     run["cells"][1]["relative_divergence"] = None
     write(tmp_path, "run_0", run)
     assert plot.main([str(tmp_path)]) == 0
-    assert "run_0: 1 cells of fewer seeds\n" in capsys.readouterr().out
+    assert "run_0: cells of fewer seeds: 1\n" in capsys.readouterr().out
 
 
 def test_a_run_without_cells_is_all_hatched_and_one_without_references_still_drawn(capsys):

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import threading
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ from conftest import ROOT
 import experiment
 import plot
 
+KINDS = {
+    "run_0": {},
+    "run_1": {"embedding": "permutation"},
+    "run_2": {"embedding": "fixed"},
+    "run_3": {"d_model": 256},
+}
 RUNS = {path.parent.name: path.parent for path in sorted(ROOT.glob("results/run_*/all_results.json"))}
 
 
@@ -49,6 +56,7 @@ def test_a_reference_run_is_complete_and_measured_as_the_script_does(run):
     final_info = json.loads((run / "final_info.json").read_text())
     config = results["config"]
     assert len(results["cells"]) == len(config["tasks"]) * len(config["steps"]) * config["seeds"]
+    assert config == json.loads(json.dumps(asdict(experiment.Config(**KINDS[run.name])))), "not the default grid"
     assert list(final_info) == [f"D{D}_N{N}" for D in config["tasks"] for N in config["steps"]]
     for cell in results["cells"]:
         seed = cell["seed"] - config["seed"]
@@ -162,6 +170,26 @@ def in_json(run: str, cell: str, key: str) -> float:
             value = value[int(part) if isinstance(value, list) else part]
         values.append(value)
     return math.fsum(values) / len(values)
+
+
+def test_what_the_readme_says_is_more_or_less_falls_or_rises():
+    tasks, steps = (4, 8, 16, 32), (1000, 5000, 10000, 20000)
+    for D in tasks:
+        against_s = [in_json("run_0", f"D{D}_N{N}", "relative_divergence_posterior_mean") for N in steps]
+        assert against_s == sorted(against_s, reverse=True)
+        for key in ("exact_kl_to_posterior_mean", "exact_kl_to_orbit"):  # closer to S and O alike
+            distances = [in_json("run_0", f"D{D}_N{N}", key) for N in steps]
+            assert distances == sorted(distances, reverse=True)
+        end = f"D{D}_N20000"
+        assert in_json("run_2", end, "exact_kl_to_m") < in_json("run_2", end, "reference.orbit.kl_to_m")
+        apart = in_json("run_0", end, "reference.orbit.kl_to_posterior_mean")
+        assert in_json("run_0", end, "exact_mixture_residual") > apart
+        early, late = (in_json("run_1", f"D{D}_N{N}", "exact_fresh_kl_to_posterior_mean") for N in (5000, 20000))
+        assert D != 8 or late > early
+    s_and_m = in_json("run_0", end, "reference.posterior_mean.kl_to_m")  # at D = 32
+    assert s_and_m < min(in_json("run_0", end, f"exact_kl_to_{x}") for x in ("posterior_mean", "m"))
+    nearest = ("g", "m", "posterior_mean", "orbit")
+    assert min(in_json("run_0", "D4_N1000", f"exact_kl_to_{x}") for x in nearest) > plot.NEITHER_NATS
 
 
 def test_numbers_quoted_in_the_readme_equal_the_json():
