@@ -3,6 +3,7 @@
 
     python benchmarks/throughput.py                  # this machine's CPU, about five minutes
     python benchmarks/throughput.py --device cuda    # also times whole runs of experiment.py
+    python benchmarks/throughput.py --side_by_side   # models side by side on a CPU: threads against processes
 
 The variants take turns; every figure is the median over the rounds, every ratio the median of the rounds' own ratios,
 so that a machine whose speed drifts does not favor one of them.
@@ -10,33 +11,24 @@ so that a machine whose speed drifts does not favor one of them.
 
 import argparse
 import math
+import multiprocessing.connection
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from experiment import (
-    CHUNK,
-    Config,
-    Ensemble,
-    Trajectory,
-    cpu_count,
-    plan_ensembles,
-    plan_trajectories,
-    prepare_thread,
-    sample_sequences,
-    sample_urns,
-)
+from experiment import STUDY, Config, sample_sequences, sample_urns
+from harness import CHUNK, Ensemble, Progress, cpu_count, plan_groups, planned, prepare_thread
 
 
 class PlainModel(nn.Module):
@@ -114,36 +106,109 @@ def matrix_products(c: Config, n_models: int, device: torch.device):
     return graph.replay
 
 
+def advance(ensemble: Ensemble, updates: int) -> None:
+    """Make this many updates, chunk by chunk of batches."""
+    while updates:
+        part = min(updates, CHUNK - ensemble.step % CHUNK)
+        ensemble.advance(part, SimpleNamespace(value=False))
+        updates -= part
+
+
+def evaluate(ensemble: Ensemble) -> None:
+    for member, progress in enumerate(ensemble.group):
+        progress.recent, progress.step = {"loss": [0.0]}, 0
+        progress.measure(ensemble.observe(member))
+
+
+class Processes:
+    """Every group of trajectories in a process of one core, as harness.train_in_processes has them."""
+
+    def __init__(self, groups: list[list[Progress]], actions: dict, device: torch.device):
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self.pipes = []
+        for group in groups:
+            ours, theirs = context.Pipe()
+            context.Process(target=self.serve, args=(group, actions, device, theirs), daemon=True).start()
+            self.pipes.append(ours)
+
+    @staticmethod
+    def serve(group, actions, device, pipe) -> None:
+        prepare_thread(device)
+        ensemble = Ensemble(group, device, stacked=False)
+        while True:
+            name, *arguments = pipe.recv()
+            actions[name](ensemble, *arguments)
+            pipe.send("done")
+
+    def __call__(self, name: str, *arguments) -> None:
+        """Let all of them do this, as many at a time as there are cores."""
+        waiting, running = list(self.pipes), []
+        while waiting or running:
+            while waiting and len(running) < cpu_count():
+                running.append(waiting.pop(0))
+                running[-1].send((name, *arguments))
+            for pipe in multiprocessing.connection.wait(running):
+                pipe.recv()
+                running.remove(pipe)
+
+
+def side_by_side(rounds: int, device: torch.device) -> None:
+    """Two models on two cores: time per model step in two threads and in two processes, and the ratio of speeds."""
+    small = {"n_layers": 1, "n_heads": 2, "d_model": 32, "batch_size": 16, "n_test": 16}
+    for name, settings, updates in (("default model", {}, 30), ("small model", small, 800)):
+        plan = planned(STUDY, Config(tasks=(4, 8), steps=(100_000,), device="cpu", **settings))
+        processes = Processes([[progress] for progress in plan], {"advance": advance}, device)
+        pool = ThreadPoolExecutor(2, initializer=prepare_thread, initargs=(device,))
+        ensembles = [Ensemble([progress], device, stacked=False) for progress in plan]
+        ways = {
+            "threads": lambda n, pool=pool, own=ensembles: list(pool.map(lambda one: advance(one, n), own)),
+            "processes": lambda n, processes=processes: processes("advance", n),
+        }
+        times = {way: [] for way in ways}
+        for action in ways.values():
+            action(5)
+        for _ in range(rounds):
+            for way, action in ways.items():
+                started = time.perf_counter()
+                action(updates)
+                times[way].append(500 * (time.perf_counter() - started) / updates)
+        told = ", ".join(f"{way} {statistics.median(values):.2f} ms" for way, values in times.items())
+        ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
+        print(f"{name}: {told} per model step; speed of processes over threads {ratio:.2f}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, help="steps of every model per round and variant (default 25, CUDA 300)")
     parser.add_argument("--precision", default="float32", choices=["float32", "tf32", "bf16"])
+    parser.add_argument("--side_by_side", action="store_true", help="only compare threads with processes, on a CPU")
     options = parser.parse_args()
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+    if options.side_by_side:
+        side_by_side(options.rounds, device)
+        return 0
     steps = options.steps or (3 * CHUNK if device.type == "cuda" else 25)
-    c, threads, stop = (
-        Config(device=options.device, precision=options.precision),
-        torch.get_num_threads(),
-        threading.Event(),
-    )
+    c, threads = Config(device=options.device, precision=options.precision), torch.get_num_threads()
     torch.set_float32_matmul_precision("high" if c.precision == "tf32" else "highest")
     warnings.simplefilter("ignore")
 
-    groups = plan_ensembles(c, plan_trajectories(c), device)
-    ensembles = [Ensemble(c, group, device, stacked=device.type == "cuda") for group in groups]
-    n_models = sum(map(len, groups))
+    plan = planned(STUDY, c)
+    groups, n_models = plan_groups(plan, device), len(plan)
+    actions = {"advance": advance, "evaluate": evaluate}
+    if device.type == "cpu":
+        trainer = Processes([group for group, _ in groups], actions, device)
+    else:
+        ensembles = [Ensemble(group, device, stacked) for group, stacked in groups]
+
+        def trainer(name, *arguments):
+            for ensemble in ensembles:
+                actions[name](ensemble, *arguments)
+
     workers = min(cpu_count(), len(groups)) if device.type == "cpu" else 1
     pool = ThreadPoolExecutor(workers, initializer=prepare_thread, initargs=(device,))
-    plain, products = PlainLoop(c, device), [matrix_products(c, len(group), device) for group in groups]
-
-    def advance(ensemble):
-        left = steps
-        while left:
-            part = min(left, CHUNK - ensemble.step % CHUNK)  # up to the next chunk of draws
-            ensemble.advance(part, stop)
-            left -= part
+    plain, products = PlainLoop(c, device), [matrix_products(c, len(group), device) for group, _ in groups]
 
     def seconds(action) -> float:
         """Of one step of one model."""
@@ -159,7 +224,7 @@ def main() -> int:
 
     variants = {
         "plain loop": lambda: seconds(lambda: plain.train(steps)),
-        "this trainer": lambda: seconds(lambda: list(pool.map(advance, ensembles))) / n_models,
+        "this trainer": lambda: seconds(lambda: trainer("advance", steps)) / n_models,
         "matrix products": lambda: seconds(floor) / n_models,
     }
     for variant in variants.values():  # warm up
@@ -169,19 +234,14 @@ def main() -> int:
         for name, variant in variants.items():
             times[name].append(variant())
 
-    def evaluate(ensemble):
-        for trajectory, predictions in zip(ensemble.trajectories, ensemble.predict(), strict=True):
-            trajectory.recent_losses.append(0.0)
-            Trajectory.measure(trajectory, predictions)
-
-    evaluation = statistics.median(seconds(lambda: list(pool.map(evaluate, ensembles))) for _ in range(3)) * steps
+    evaluation = statistics.median(seconds(lambda: trainer("evaluate")) for _ in range(3)) * steps
 
     def ratio(a, b):
         return statistics.median(x / y for x, y in zip(times[a], times[b], strict=True))
 
     median = {name: statistics.median(values) for name, values in times.items()}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_count()} CPU cores"
-    points = len(plan_trajectories(c)[0].measured_steps())
+    points = len({*plan[0].trajectory.measured, *plan[0].trajectory.cells})
     ours = median["this trainer"] * n_models * max(c.steps) + evaluation * points
     scratch = median["plain loop"] * len(c.tasks) * sum(c.steps)
     print(f"{name}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}")

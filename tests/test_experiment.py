@@ -14,10 +14,11 @@ import pytest
 import torch
 from conftest import ROOT, launch
 
-from experiment import Config, Model, parse_arguments
+from experiment import STUDY, Config, Model
+from harness import parse_arguments
 
 TINY = "--n_layers 1 --n_heads 2 --d_model 16 --batch_size 8 --n_test 16 --seq_len 4 --device cpu".split()
-GRID = [*TINY, "--tasks", "4", "2", "--steps", "30", "120"]
+GRID = [*TINY, "--tasks", "4", "2", "--steps", "120", "30"]
 
 
 def read(path):
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
 
 def test_final_info_keeps_the_contract(run):
     final_info = read(run[0] / "final_info.json")
-    assert list(final_info) == ["D4_N30", "D4_N120", "D2_N30", "D2_N120"]  # the order of the grid as it was asked for
+    assert list(final_info) == ["D4_N120", "D4_N30", "D2_N120", "D2_N30"]  # the order of the grid as it was asked for
     headlines = ["kl_to_g", "kl_to_m", "relative_divergence", "relative_divergence_posterior_mean"]
     headlines += ["exact_relative_divergence", "train_loss"]
     for numbers in final_info.values():
@@ -65,7 +66,7 @@ def test_all_results_holds_everything_else(run):
     assert Config(**results["config"]).tasks == (4, 2)
     assert results["environment"]["torch"] == torch.__version__
     assert [(c["n_tasks"], c["n_steps"], c["seed"]) for c in results["cells"]] == [
-        (D, N, seed) for D in (4, 2) for N in (30, 120) for seed in range(3)
+        (D, N, seed) for D in (4, 2) for N in (120, 30) for seed in range(3)
     ]
     for trajectory in results["trajectories"]:
         assert len(trajectory["urns"]) == trajectory["n_tasks"]
@@ -182,19 +183,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 
 
 def test_config_is_the_table_of_flags():
-    assert parse_arguments([])[0] == Config()
-    config, options = parse_arguments("--tasks 8 2 --steps 5 --lr 1e-3 --embedding fixed --out_dir x".split())
+    assert parse_arguments(STUDY, [])[0] == Config()
+    config, options = parse_arguments(STUDY, "--tasks 8 2 --steps 5 --lr 1e-3 --embedding fixed --out_dir x".split())
     assert (config.tasks, config.steps, config.lr, config.embedding) == ((8, 2), (5,), 1e-3, "fixed")
     assert str(options.out_dir) == "x"
     with pytest.raises(ValueError, match="--d_model 10"):
         Config(d_model=10, n_heads=4)
 
 
-def test_both_scripts_alone_in_an_empty_folder_run_and_draw(tmp_path):
-    for script in ("experiment.py", "plot.py"):
+def test_the_three_files_alone_in_an_empty_folder_run_and_draw(tmp_path):
+    for script in ("experiment.py", "harness.py", "plot.py"):
         shutil.copy(ROOT / script, tmp_path)
     for command in (["experiment.py", "--out_dir=run_1", *GRID], ["plot.py"]):
         done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "heatmap_run_1.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".py") == ["experiment.py", "plot.py"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".py") == ["experiment.py", "harness.py", "plot.py"]

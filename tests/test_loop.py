@@ -23,12 +23,13 @@ SMALL = {
 }
 GELU = "F.gelu(self.mlp_in(self.mlp_norm(x)))"
 BLOCKS = "nn.ModuleList(Block(config) for _ in range(config.n_layers))"
-SCHEDULE = {"    return config.lr\n": "    return config.lr * (1 + math.cos(math.pi * step / n_steps)) / 2\n"}
+RATE = "        return self.config.lr\n"
+SCHEDULE = {RATE: "        return self.config.lr * (1 + math.cos(math.pi * update / updates)) / 2\n"}
 EDITS = {
     "ReLU squared": {GELU: "F.relu(self.mlp_in(self.mlp_norm(x))).square()"},
     "tied layers": {BLOCKS: "nn.ModuleList([Block(config)] * config.n_layers)"},
     "cosine schedule": SCHEDULE,
-    "another optimizer": {"torch.optim.AdamW(": "torch.optim.NAdam(", "            fused=True,\n": ""},
+    "another optimizer": {"torch.optim.AdamW(": "torch.optim.NAdam(", ", fused=True": ""},
     "mixture of two concentrations": {
         "    return torch.from_numpy(np.random.default_rng(seed).dirichlet([alpha] * n_colors, size=n_tasks))\n": """
     rng = np.random.default_rng(seed)
@@ -52,11 +53,12 @@ EDITS = {
 
 
 def edit(script: Path, replacements: dict[str, str]) -> None:
-    text = script.read_text()
+    """Replace texts of a script; those that are not in it are in the harness beside it."""
     for old, new in replacements.items():
+        file = script if old in script.read_text() else script.with_name("harness.py")
+        text = file.read_text()
         assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    script.write_text(text)
+        file.write_text(text.replace(old, new))
 
 
 def forked(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -142,41 +144,50 @@ def test_a_schedule_trains_every_number_of_steps_on_its_own(template, tmp_path):
     assert [cell for cell in both["cells"] if cell["n_steps"] == 20] == alone["cells"]
 
 
-COUNT = "        self.cursor += 1\n"
+LOSS = "        loss = next_draw_loss(model(tokens[:, :-1], codes), tokens)\n"
 FAULTS = {
     "in the constructor": ({"self.n_heads = config.n_heads": "self.n_heads = config.no_such_knob"}, "no_such_knob"),
-    "in the schedule": ({"    return config.lr\n": "    return config.no_such_rate\n"}, "no_such_rate"),
+    "in the schedule": ({RATE: "        return self.config.no_such_rate\n"}, "no_such_rate"),
     "in a thread, as StopIteration": (
         {"        numbers = {prefix + k": "        next(iter(()))  # edited\n        numbers = {prefix + k"},
         "# edited",
     ),
     "in the decoder": ({"        T, d = tokens": "        self.nothing.here\n        T, d = tokens"}, "nothing"),
-    "while it trains": ({COUNT: COUNT + "        if self.cursor == 30: self.params['no such name']\n"}, "no such name"),
+    "while it trains": (
+        {
+            "import math\n": "import math\n\nupdates = [0]\n",
+            LOSS: "        updates[0] += 1\n        if updates == [30]: {}['no such name']\n" + LOSS,
+        },
+        "no such name",
+    ),
     "in the evaluation": ({"    def measure(self, P": "    def measure(self, P, missing_argument"}, "missing_argument"),
-    "in the results": ({'        del numbers["step"]': '        del numbers["no such key"]'}, "no such key"),
-    "in the summary": ({"    seeds = list(group)": "    seeds = list(group.nothing)"}, "nothing"),
-    "in the kind of a mean": ({"float(np.mean(v))": "np.float32(np.mean(v))"}, "float32"),
-    "in the kind of a number": ({'"loss": loss, **': '"loss": np.float32(loss), **'}, "float32"),
+    "in the results": ({'numbers.pop("step")': 'numbers.pop("no such key")'}, "no such key"),
+    "in the summary": ({"values = [cell[key] for": "values = [cell.nothing for"}, "nothing"),
+    "in the kind of a mean": ({"float(np.mean(there))": "np.float32(np.mean(there))"}, "float32"),
+    "in the kind of a number": ({'"loss": math.fsum(recent': '"loss": np.float32(1) * math.fsum(recent'}, "float32"),
     "with a cause": (
         {
-            COUNT: """        try:
+            LOSS: """        try:
             {}['root']
         except KeyError as error:
             raise ValueError('outer') from error
 """
+            + LOSS
         },
         "{}['root']",
     ),
     "in the printed summary": (
-        {"    return final_info\n": "    return final_info | {'all': {'means': {}}}\n"},
+        {"        short, long =": "        final_info |= {'all': {'means': {}}}\n        short, long ="},
         "'final_info_dict'",
     ),
     "as a schedule in the wrong place": (
         {
-            COUNT: COUNT + "        self.schedule.step()\n",
-            "        self.chunk, self.ahead = 0": """
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.last)
-        self.chunk, self.ahead = 0""",
+            "        return torch.optim.AdamW(": "        optimizer = torch.optim.AdamW(",
+            "fused=True)\n": """fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+        optimizer.register_step_post_hook(lambda *_: schedule.step())
+        return optimizer
+""",
         },
         "learning_rate()",
     ),
@@ -184,27 +195,32 @@ FAULTS = {
         {'        for flag in ("tasks", "steps"):': '        sys.exit(0)\n        for flag in ("tasks", "steps"):'},
         "SystemExit",
     ),
-    "at import": ({"CHUNK = 100": "CHUNK = hundred"}, "hundred"),
-    "an exit": ({COUNT: COUNT + "        sys.exit(0)\n"}, "SystemExit"),
-    "an error of a kind that elsewhere means bad input": ({COUNT: "        raise UserError('edited')\n"}, "edited"),
-    "an interrupt that is none": ({COUNT: "        raise KeyboardInterrupt('edited')\n"}, "edited"),
+    "at import": ({"EXACT_LIMIT = 131072": "EXACT_LIMIT = hundred"}, "hundred"),
+    "an exit": ({LOSS: "        sys.exit(0)\n" + LOSS}, "SystemExit"),
+    "a process that dies": ({LOSS: "        import os; os.abort()\n" + LOSS}, "signal 6"),
+    "an error of a kind that elsewhere means bad input": (
+        {LOSS: "        require(self.config, 'lr', False, 'edited')\n" + LOSS},
+        "edited",
+    ),
+    "an interrupt that is none": ({LOSS: "        raise KeyboardInterrupt('edited')\n" + LOSS}, "edited"),
     "a tensor changed in place": (
         {"        for block in": "        y = x.exp()\n        x = x + 2 * y\n        y += 1\n        for block in"},
         "which is output 0 of Exp",
     ),
-    "in the schedule's value": ({"    return config.lr\n": "    pass\n"}, "learning_rate() must be"),
+    "in the schedule's value": ({RATE: "        pass\n"}, "learning_rate() must be"),
     "in what is printed": (
         {'    return "\\n".join([*lines': r'    return "\ud800" + "\n".join([*lines'},
         "Unicode",
     ),
     "beside a model that is well": (
         {
-            "            self.replay() if": """
-            if self.trajectories[0].n_tasks == 4:
-                stop.wait()
-            else:
-                raise ValueError('edited')
-            self.replay() if"""
+            LOSS: """
+        if self.n_tasks == 4:
+            threading.Event().wait()
+        raise ValueError('edited')
+"""
+            + LOSS,
+            "import sys\n": "import sys\nimport threading\n",
         },
         "edited",
     ),
@@ -212,7 +228,7 @@ FAULTS = {
         {"    precision: str": "    widths: tuple = ()\n    precision: str"},
         "Config.widths must be",
     ),
-    "an error as long as a book": ({COUNT: "        raise ValueError('very long ' * 10000)\n"}, "very long"),
+    "an error as long as a book": ({LOSS: "        raise ValueError('very long ' * 10000)\n" + LOSS}, "very long"),
 }
 WITHOUT_A_CELL = ["at import", "in the printed summary", "in what is printed", "an exit in the configuration"]
 WITHOUT_A_CELL += ["a knob without a type"]

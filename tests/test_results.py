@@ -5,63 +5,92 @@ import inspect
 import json
 import math
 import re
-import threading
-from dataclasses import asdict
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from training import CPU, trained
 
 import experiment
+import harness
 import plot
+from experiment import Config
 
 EMBEDDINGS = {"run_0": "gaussian", "run_1": "permutation", "run_2": "fixed"}
 RUNS = {path.parent.name: path.parent for path in sorted(ROOT.glob("results/run_*/all_results.json"))}
 
 
+def read(run) -> dict:
+    return json.loads((run / "all_results.json").read_text())
+
+
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_the_first_measured_point_of_a_trajectory_is_what_the_script_computes(run):
-    results = json.loads((run / "all_results.json").read_text())
+    results = read(run)
     kind = results["environment"]["device"]
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[kind]:
         pytest.skip(f"needs a device of the kind {kind}")
     stored = min(results["trajectories"], key=lambda trajectory: trajectory["n_tasks"])
     wanted = {key: values[0] for key, values in stored["curves"].items()}
-
-    (D, seed), N = (stored["n_tasks"], stored["seed"]), wanted["step"]
-    config = experiment.Config(**results["config"] | {"tasks": (D,), "seeds": 1, "seed": seed, "steps": (N,)})
-    (trajectory,), device = experiment.plan_trajectories(config), torch.device(kind)
-    ensemble, stop = experiment.Ensemble(config, [trajectory], device, stacked=kind == "cuda"), threading.Event()
-    while ensemble.step < N:
-        trajectory.recent_losses.extend(ensemble.advance(experiment.CHUNK, stop)[:, 0].tolist())
-    trajectory.step = N
-    trajectory.measure(ensemble.predict()[0])
-    assert trajectory.test_bed.urns.tolist() == stored["urns"]
-    assert trajectory.points[0].keys() == wanted.keys()
-    for key, value in trajectory.points[0].items():
+    short = {"tasks": (stored["n_tasks"],), "seeds": 1, "seed": stored["seed"], "steps": (wanted["step"],)}
+    model = trained(Config(**results["config"] | short), torch.device(kind), stacked=kind == "cuda")
+    (point,) = model.points
+    assert model.trajectory.data.urns.tolist() == stored["urns"]
+    assert point.keys() == wanted.keys()
+    for key, value in point.items():
         # Machines differ in rounding, which training amplifies; the weights of S and O, nearly the same, even more.
         assert value == pytest.approx(wanted[key], rel=0.01, abs=0.02 if "weight" in key else 1e-4), key
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_a_reference_run_is_complete_and_measured_as_the_script_does(run):
-    results = json.loads((run / "all_results.json").read_text())
+def test_a_reference_run_is_complete(run):
+    results = read(run)
     final_info = json.loads((run / "final_info.json").read_text())
     config = results["config"]
     assert len(results["cells"]) == len(config["tasks"]) * len(config["steps"]) * config["seeds"]
-    default = asdict(experiment.Config(embedding=EMBEDDINGS[run.name]))
-    assert config == json.loads(json.dumps(default)), "not the default grid"
+    assert Config(**config) == Config(embedding=EMBEDDINGS[run.name]), "not the default grid"
     assert list(final_info) == [f"D{D}_N{N}" for D in config["tasks"] for N in config["steps"]]
     for cell in results["cells"]:
         seed = cell["seed"] - config["seed"]
         for key, values in final_info[f"D{cell['n_tasks']}_N{cell['n_steps']}"]["final_info_dict"].items():
             assert values[seed] == cell[key]
-    now = experiment.environment(torch.device("cpu"))["yardstick_sha256"]
-    assert results["environment"]["yardstick_sha256"] == now, "a run of this script would be marked beside this one"
     for kind in ("heatmap", "distance", "curves", "positions"):
         assert (run.parent / f"{kind}_{run.name}.png").exists()
+
+
+def test_all_reference_runs_are_of_the_one_script_that_their_readme_names():
+    text = (ROOT / "results" / "README.md").read_text()
+    assert re.findall(r"^\| `(run_\d+)` \|", text, re.M) == list(RUNS)
+    environments = [read(run)["environment"] for run in RUNS.values()]
+    (script,) = {environment["script_sha256"] for environment in environments}
+    (yardstick,) = {environment["yardstick_sha256"] for environment in environments}
+    commit, begin = re.search(r"commit\s`([0-9a-f]{7,40})`.*?SHA-256\s`([0-9a-f]{12,64})`", text, re.S).groups()
+    assert script.startswith(begin)
+    shown = subprocess.run(["git", "show", f"{commit}:experiment.py"], cwd=ROOT, capture_output=True)
+    if shown.returncode == 0:  # a shallow clone does not have the commit
+        assert hashlib.sha256(shown.stdout).hexdigest() == script
+    marked = harness.environment(experiment.STUDY, CPU)["yardstick_sha256"] != yardstick
+    assert marked == ("`plot.py` marks" in text)
+
+
+def test_a_field_that_a_run_does_not_have_means_its_default(tmp_path, monkeypatch, capsys):
+    """A run of before the field was there can be replayed, and is drawn with the same numbers."""
+    whole, drawn = read(RUNS["run_0"]), []
+    monkeypatch.setattr(plot, "save", lambda figure, path: drawn.append(path.name) or plot.plt.close(figure))
+    for name, fields in {"run_0": list(whole["config"]), "run_1": ["tasks", "steps"]}.items():
+        config = {field: whole["config"][field] for field in fields}
+        assert Config(**config) == Config()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "all_results.json").write_text(json.dumps(whole | {"config": config}))
+    assert plot.main([str(tmp_path)]) == 0
+    kinds = ("heatmap", "distance", "curves", "positions")
+    assert drawn == [f"{kind}_{name}.png" for name in ("run_0", "run_1") for kind in kinds] + ["compare.png"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run_")]
+    numbers = [[line.partition(" ")[2] for line in lines if line.startswith(name)] for name in ("run_0", "run_1")]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 32
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
@@ -81,7 +110,7 @@ def test_what_lex_invariance_costs_is_on_top_of_the_distance_from_o(run):
 @pytest.mark.parametrize("D", [4, 8, 16, 32])
 def test_the_permuted_models_are_nearer_to_o_than_any_counting_rule_except_at_32_urns(D):
     """What the README says of them. Nearness to O alone would be no sign of memory."""
-    bed = experiment.TestBed(experiment.Config(), D, 0)
+    bed = experiment.TestBed(Config(), D, 0)
     contexts, weights, O = bed.contexts, bed.weights["exact_"], bed.ideals["orbit"][:, -1]  # noqa: E741
     rules = [experiment.posterior_mean_predictor(contexts, 4, alpha) for alpha in np.geomspace(0.3, 10, 40)]
     nearest = min((weights @ experiment.kl_divergence(O, rule)).item() for rule in rules)
@@ -94,8 +123,11 @@ def test_the_yardstick_is_what_the_readme_names_and_its_hash_is_of_their_source(
     paragraph = text[text.index("**The yardstick**") :].split("`all_results.json`")[0]
     assert re.findall(r"`([\w.]+)`", paragraph) == [part.__qualname__ for part in experiment.YARDSTICK]
     source = "".join(inspect.getsource(part) for part in experiment.YARDSTICK).encode()
-    now = experiment.environment(torch.device("cpu"))["yardstick_sha256"]
-    assert now == hashlib.sha256(source).hexdigest()
+    files = {"script": "experiment.py", "harness": "harness.py"}
+    wanted = {"yardstick": source} | {name: (ROOT / file).read_bytes() for name, file in files.items()}
+    now = harness.environment(experiment.STUDY, CPU)
+    for name, content in wanted.items():
+        assert now[f"{name}_sha256"] == hashlib.sha256(content).hexdigest()
 
 
 # The decimals of the README's finding in the order of the text: run, cell and key of each, or the constant that it is.

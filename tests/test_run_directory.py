@@ -5,6 +5,7 @@ import ctypes
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -22,6 +23,7 @@ import torch
 from conftest import ROOT, forks, launch
 
 import experiment
+import harness
 
 TINY = "--n_layers 1 --n_heads 2 --d_model 16 --batch_size 8 --n_test 16 --seq_len 4 --device cpu".split()
 STEPS = range(5, 81, 5)  # a checkpoint after every 5 steps
@@ -39,9 +41,9 @@ KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 def sabotage(strike=None, pause=0.0, file_limit=None, no_privileges=False) -> None:
     """Prepare this process, which is about to run experiment.py, for what shall go wrong.
 
-    strike: (signal, pattern, count): the process sends itself the signal just before the count-th event that matches;
-        an event is "step" or a file operation such as "open PATH", "os.rename FROM TO" (also a replacement), "os.remove
-        PATH" or "os.mkdir PATH".
+    strike: (signal, pattern, count): the process gets the signal just before the count-th event that matches, in itself
+        or in one that it has started (which is killed with it); an event is "step" or a file operation such as
+        "open PATH", "os.rename FROM TO" (also a replacement), "os.remove PATH" or "os.mkdir PATH".
     pause: seconds that every training step takes longer. Every step prints "(step)" first.
     file_limit: no file can grow beyond this many bytes, as on a full disk.
     no_privileges: permissions of files hold for root as well.
@@ -58,12 +60,18 @@ def sabotage(strike=None, pause=0.0, file_limit=None, no_privileges=False) -> No
     torch.Tensor.backward = step
     if strike:
         number, pattern, count = strike
-        moment = itertools.count(1)
+        moment, process = multiprocessing.Value("i", 0), os.getpid()
 
         def watch(event, details):
             if event in ("step", "open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
-                if re.search(pattern, " ".join([event, *map(str, details)])) and next(moment) == count:
-                    os.kill(os.getpid(), number)
+                if re.search(pattern, " ".join([event, *map(str, details)])):
+                    with moment.get_lock():
+                        moment.value += 1
+                        struck = moment.value == count
+                    if struck:
+                        os.kill(process, number)
+                        if number == KILL:
+                            os.kill(os.getpid(), number)
 
         sys.addaudithook(watch)
     if file_limit:
@@ -75,6 +83,7 @@ def sabotage(strike=None, pause=0.0, file_limit=None, no_privileges=False) -> No
 def experiment_process(arguments: list[str], output: Path, faults: dict) -> None:
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT, 0o644), number)
+    multiprocessing.current_process()._config["daemon"] = False  # which could not start processes of its own
     sabotage(**faults)
     sys.exit(experiment.main(arguments))
 
@@ -331,10 +340,11 @@ class Attack:
 
 def test_loading_a_checkpoint_executes_nothing_that_is_in_it(interrupted, same_bytes, tmp_path):
     executed = tmp_path / "executed"
-    config = experiment.parse_arguments(GRID)[0]
-    trajectory = experiment.plan_trajectories(config)[0]
-    trajectory.step = 1
-    experiment.RunDirectory(interrupted, config, torch.device("cpu")).save(trajectory, {"weights": Attack(executed)})
+    config = harness.parse_arguments(experiment.STUDY, GRID)[0]
+    progress = harness.planned(experiment.STUDY, config)[0]
+    progress.step = 1
+    run_directory = harness.RunDirectory(interrupted, experiment.STUDY, config, torch.device("cpu"))
+    run_directory.save(progress, {"weights": Attack(executed)})
     attack = pickle.dumps(Attack(executed))
     checkpoint(interrupted, 8).write_bytes(hashlib.sha256(attack).digest() + attack)
     status, _, err = run(interrupted)
@@ -480,14 +490,14 @@ def test_two_ranks_write_the_same_bytes_as_one_process(tmp_path, same_bytes):
     script.write_text(f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import experiment
-all_reduce = experiment.dist.all_reduce
+import experiment, harness
+all_reduce = harness.dist.all_reduce
 
 def slow(*arguments):
     all_reduce(*arguments)
     sys.setswitchinterval(2)
 
-experiment.dist.all_reduce = slow
+harness.dist.all_reduce = slow
 sys.exit(experiment.main())
 """)
     status, _, err = torchrun(tmp_path / "run_0", grid=GRID, script=script)

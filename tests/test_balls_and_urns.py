@@ -1,30 +1,28 @@
-"""The mathematics, against independent computations."""
+"""The study: its mathematics against independent computations, and what its models learn."""
 
-import contextlib
-import gc
 import itertools
 import math
-import re
-import threading
-import weakref
 from fractions import Fraction
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+from training import CPU, GO_ON, planned, trained
 
 import experiment
-from experiment import Config, Ensemble, TestBed, plan_trajectories
+import harness
+from experiment import Config, TestBed
 
 TestBed.__test__ = False
-CPU = torch.device("cpu")
+
 
 URNS = {
     "Dirichlet": [[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.05, 0.4, 0.3]],
     "zeros": [[0.5, 0.5, 0.0, 0.0], [0.0, 0.25, 0.25, 0.5], [1.0, 0.0, 0.0, 0.0]],
     "near zeros": [[1e-300, 0.5, 0.5 - 1e-12, 1e-12], [1e-9, 1e-9, 1e-9, 1 - 3e-9], [0.25, 0.25, 0.25, 0.25]],
 }
+
+
 CONTEXTS = [
     [0] * 7,
     [3] * 7,
@@ -151,7 +149,7 @@ def test_relabelling_colors_relabels_the_logits_only_if_lex_invariant(embedding)
     config = Config(embedding=embedding, d_model=32)
     model, order = random_decoder(config), torch.tensor([2, 0, 3, 1])
     tokens = torch.randint(4, (6, 7), generator=torch.Generator().manual_seed(1))
-    codes = model.embeddings.draw(6, torch.Generator().manual_seed(2))
+    codes = experiment.draw_codes(config, 6, torch.Generator().manual_seed(2))
     if embedding == "gaussian":
         codes = codes.double()
     logits = model(tokens, codes)
@@ -162,8 +160,8 @@ def test_relabelling_colors_relabels_the_logits_only_if_lex_invariant(embedding)
 
 @pytest.mark.parametrize("embedding", ["gaussian", "permutation"])
 def test_every_sequence_has_its_own_embeddings(embedding):
-    model = experiment.Model(Config(embedding=embedding))
-    codes = model.embeddings.draw(500, torch.Generator().manual_seed(0))
+    config = Config(embedding=embedding)
+    model, codes = experiment.Model(config), experiment.draw_codes(config, 500, torch.Generator().manual_seed(0))
     matrices = model.embeddings(codes)
     assert matrices.shape == (500, 4, 128)
     if embedding == "gaussian":
@@ -177,9 +175,10 @@ def test_every_sequence_has_its_own_embeddings(embedding):
 
 
 def test_causality():
-    model = random_decoder(Config(d_model=32))
+    config = Config(d_model=32)
+    model = random_decoder(config)
     tokens = torch.randint(4, (3, 7), generator=torch.Generator().manual_seed(1))
-    codes = model.embeddings.draw(3, torch.Generator().manual_seed(2)).double()
+    codes = experiment.draw_codes(config, 3, torch.Generator().manual_seed(2)).double()
     logits = model(tokens, codes)
     for t in range(7):
         changed = tokens.clone()
@@ -215,33 +214,23 @@ def test_decoder_is_the_textbook_one():
 
 
 def test_loss_is_cross_entropy_over_all_next_draws():
-    logits, tokens = torch.randn(3, 5, 7, 4), torch.randint(4, (3, 5, 8))
-    for e in range(3):
-        wanted = torch.nn.functional.cross_entropy(logits[e].reshape(-1, 4), tokens[e, :, 1:].reshape(-1))
-        torch.testing.assert_close(experiment.next_draw_loss(logits, tokens)[e], wanted)
+    logits, tokens = torch.randn(5, 7, 4), torch.randint(4, (5, 8))
+    wanted = torch.nn.functional.cross_entropy(logits.reshape(-1, 4), tokens[:, 1:].reshape(-1))
+    torch.testing.assert_close(experiment.next_draw_loss(logits, tokens), wanted)
 
 
 def test_training_starts_near_the_uniform_prediction():
     """No steps are wasted on scale: the first loss is close to log m in every embedding mode."""
     for embedding in ("gaussian", "permutation", "fixed"):
         config = Config(embedding=embedding, tasks=(4,), steps=(1,), n_test=4)
-        loss = Ensemble(config, plan_trajectories(config), CPU, stacked=False).advance(1, threading.Event())
-        assert abs(loss.item() - math.log(4)) < 0.15, (embedding, loss)
-
-
-def trained(config: Config) -> tuple[TestBed, dict]:
-    """Test bed and numbers of the only trajectory of the grid after its last step."""
-    (trajectory,) = plan_trajectories(config)
-    ensemble, stop = Ensemble(config, [trajectory], CPU, stacked=False), threading.Event()
-    while ensemble.step < max(config.steps):
-        trajectory.recent_losses.extend(ensemble.advance(experiment.CHUNK, stop)[:, 0].tolist())
-    trajectory.measure(ensemble.predict()[0])
-    return trajectory.test_bed, trajectory.points[-1]
+        (loss,), _ = harness.Ensemble(planned(config), CPU, stacked=False).advance(1, GO_ON)
+        assert abs(loss - math.log(4)) < 0.15, (embedding, loss)
 
 
 def test_a_lex_invariant_model_learns_to_count():
     """Closer to S than any predictor can be that knows the last draw alone, and no color by name."""
-    bed, numbers = trained(Config(tasks=(4,), steps=(100,), n_test=4, lr=1e-3))
+    model = trained(Config(tasks=(4,), steps=(100,), n_test=4, lr=1e-3))
+    bed, numbers = model.trajectory.data, model.points[-1]
     last, weights, S = bed.contexts[:, -1:], bed.weights["exact_"], bed.ideals["posterior_mean"][:, -1]
     floor = math.inf
     for repeat in torch.linspace(0.25, 0.6, 36):
@@ -428,235 +417,7 @@ def test_exact_evaluation_switches_itself_off():
     assert set(bed.reference) == {"posterior_mean", "orbit", "memorizing"}
 
 
-def test_a_stacked_ensemble_is_the_same_arithmetic_as_one_model_after_the_other():
-    for embedding in ("gaussian", "permutation", "fixed"):
-        config = Config(embedding=embedding, n_layers=2, d_model=32, tasks=(2, 4, 8), steps=(40,), n_test=8, seq_len=5)
-        together = Ensemble(config, plan_trajectories(config), CPU, stacked=True)
-        losses, stop = together.advance(40, threading.Event()), threading.Event()
-        states = together.states()
-        for member, trajectory in enumerate(plan_trajectories(config)):
-            alone = Ensemble(config, [trajectory], CPU, stacked=False)
-            torch.testing.assert_close(alone.advance(40, stop)[:, 0], losses[:, member], rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(alone.predict()[0], together.predict()[member], rtol=1e-4, atol=1e-6)
-            for name, tensors in alone.states()[0].items():
-                for key, value in tensors.items():
-                    torch.testing.assert_close(states[member][name][key], value, rtol=1e-3, atol=1e-6)
-
-
-def test_one_update_is_adamw_as_published():
-    """One step from a known gradient, by the formulas of Loshchilov & Hutter 2019."""
-    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(1,), n_test=4, lr=0.01, weight_decay=0.1, seq_len=4)
-    ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=False)
-    before = {name: p.detach().clone() for name, p in ensemble.params.items()}
-    ensemble.advance(1, threading.Event())
-    for name, p in ensemble.params.items():
-        g = p.grad
-        wanted = before[name] * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)
-        torch.testing.assert_close(p.detach(), wanted, rtol=1e-4, atol=1e-6)
-
-
-def test_a_loss_that_is_not_finite_names_d_seed_and_step():
-    config = Config(n_layers=1, d_model=16, tasks=(4,), steps=(50,), n_test=4, seq_len=4)
-    ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=False)
-    ensemble.advance(7, threading.Event())
-    ensemble.params["decoder.norm.weight"].data.fill_(math.nan)
-    with pytest.raises(experiment.NotFiniteError, match="D=4, seed=0, step=8$"):
-        ensemble.advance(20, threading.Event())
-
-
-@pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-4, None, "1e-4"])
-def test_a_learning_rate_that_is_none_is_refused_before_training(monkeypatch, rate):
-    def learning_rate(config, step, n_steps):  # of the last N only
-        return rate if (step, n_steps) == (30, 50) else 0.1 / n_steps
-
-    monkeypatch.setattr(experiment, "learning_rate", learning_rate)
-    with pytest.raises(ValueError, match=r"learning_rate\(\) must be .* is " + re.escape(repr(rate)) + " at step 30"):
-        plan_trajectories(Config(n_layers=1, d_model=16, tasks=(4,), steps=(20, 50), n_test=4))
-
-
-def test_ensembles_are_split_when_memory_is_short(monkeypatch, capsys):
-    config = Config(tasks=(2, 4, 8), seeds=2, steps=(10,), n_test=4, seq_len=4, n_layers=1, d_model=16)
-    trajectories = plan_trajectories(config)
-    one = experiment.bytes_per_member(config)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(4.2 * one / 0.8), 10**12))
-    assert [len(group) for group in experiment.plan_ensembles(config, trajectories, torch.device("cuda"))] == [4, 2]
-    assert "groups" in capsys.readouterr().out
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**12, 10**12))
-    assert [len(group) for group in experiment.plan_ensembles(config, trajectories, torch.device("cuda"))] == [6]
-
-
-@pytest.mark.parametrize("stacked", [False, True])
-def test_an_ensemble_continues_from_its_state_bit_for_bit(stacked):
-    config = Config(n_layers=1, d_model=16, tasks=(2, 4), steps=(150,), n_test=4, seq_len=4, embedding="permutation")
-    stop = threading.Event()
-    whole, first, second = (plan_trajectories(config)[: 1 + stacked] for _ in range(3))
-    uninterrupted = Ensemble(config, whole, CPU, stacked)
-    wanted = torch.cat([uninterrupted.advance(100, stop), uninterrupted.advance(50, stop)])
-    broken = Ensemble(config, first, CPU, stacked)
-    losses = [broken.advance(37, stop)]
-    for trajectory, state in zip(second, broken.states(), strict=True):
-        trajectory.step, trajectory.state = 37, state
-    continued = Ensemble(config, second, CPU, stacked)
-    continued.restore()
-    losses += [continued.advance(63, stop), continued.advance(50, stop)]
-    assert torch.equal(torch.cat(losses), wanted)
-
-
-def test_a_fault_names_its_own_model_and_not_the_first_ones_of_its_ensemble():
-    trajectories = plan_trajectories(Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), seeds=6, n_test=4))
-    last = trajectories[-1]
-    last.recent_losses.append(1.0)
-    with pytest.raises(IndexError) as error, experiment.FaultsNameCells(trajectories):
-        last.measure(torch.zeros(3))
-    assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
-
-
-def test_stacked_models_keep_their_own_buffers():
-    config = Config(n_layers=1, d_model=16, tasks=(2, 4), steps=(10,), n_test=4, seq_len=4)
-
-    def frozen_positions():
-        plan = plan_trajectories(config)
-        for trajectory in plan:
-            positions = trajectory.model.decoder.positions.detach().clone()
-            del trajectory.model.decoder.positions
-            trajectory.model.decoder.register_buffer("positions", positions)
-        return plan
-
-    stacked = Ensemble(config, frozen_positions(), CPU, stacked=True).predict()
-    alone = [Ensemble(config, [trajectory], CPU, stacked=False).predict()[0] for trajectory in frozen_positions()]
-    torch.testing.assert_close(stacked, torch.stack(alone), rtol=1e-4, atol=1e-6)
-
-
-def test_an_ensemble_is_freed_as_soon_as_nothing_refers_to_it():
-    """A graph that waits for the garbage collector may be destroyed while the next one is captured, which fails."""
-    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4)
-    ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=True)
-    ensemble.advance(1, threading.Event())
-    alive = weakref.ref(ensemble)
-    gc.disable()
-    try:
-        del ensemble
-        assert alive() is None
-    finally:
-        gc.enable()
-
-
-def test_the_state_of_an_optimizer_may_hold_plain_numbers():
-    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4)
-    ensemble = Ensemble(config, plan_trajectories(config), CPU, stacked=False)
-    for parameter in ensemble.params.values():
-        ensemble.optimizer.state[parameter]["calls"] = 3
-    (state,) = ensemble.states()
-    assert all(tensors["calls"] == 3 for tensors in state.values())
-
-
-@pytest.fixture
-def graph_and_eager(monkeypatch):
-    """The same model twice. The update of the first is a graph as on a GPU, but one that records only the learning
-    rate, a number by its value and a tensor by its place, and that replays by running."""
-    config = Config(n_layers=1, d_model=16, tasks=(2,), steps=(10,), n_test=4, lr=0.01)
-    graph, eager = (Ensemble(config, plan_trajectories(config), CPU, stacked=True) for _ in range(2))
-
-    class Graph:
-        replayed = 0
-
-        def replay(self):
-            self.replayed += 1
-            (group,) = graph.optimizer.param_groups
-            now, group["lr"] = group["lr"], self.lr
-            Ensemble.update(graph)
-            group["lr"] = now
-
-    @contextlib.contextmanager
-    def recording(recorded):
-        recorded.lr = graph.optimizer.param_groups[0]["lr"]
-        graph.update = lambda: None
-        yield
-        del graph.update
-
-    graph.side, graph.graphed = MagicMock(), True
-    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", recording)
-    return graph, eager
-
-
-@pytest.mark.parametrize("optimizer", ["AdamW", "NAdam"])
-def test_the_updates_that_warm_a_graph_up_are_training(graph_and_eager, optimizer):
-    """No optimizer may be reset: NAdam starts at no zeros."""
-    graph, eager = graph_and_eager
-    for ensemble in graph_and_eager:
-        ensemble.optimizer = getattr(torch.optim, optimizer)(ensemble.params.values(), lr=0.01)
-        ensemble.advance(10, threading.Event())
-    assert graph.graph.replayed == 7 and graph.cursor == eager.cursor == 10
-    assert torch.equal(graph.losses, eager.losses)
-
-
-@pytest.mark.parametrize("kind, replayed", [(float, 3), (torch.tensor, 7)])
-def test_a_learning_rate_that_changes_reaches_the_graph(monkeypatch, graph_and_eager, kind, replayed):
-    monkeypatch.setattr(experiment, "learning_rate", lambda config, step, n_steps: 0.01 if step < 4 else 0.1)
-    graph, eager = graph_and_eager
-    for ensemble in graph_and_eager:
-        ensemble.optimizer = torch.optim.AdamW(ensemble.params.values(), lr=kind(0.01))
-        ensemble.advance(10, threading.Event())
-    assert graph.graph.replayed == replayed
-    assert torch.equal(graph.losses, eager.losses)
-
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@needs_gpu
-@pytest.mark.parametrize("embedding", ["gaussian", "permutation", "fixed"])
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_gpu_a_member_does_not_depend_on_its_ensemble(embedding, precision):
-    config = Config(tasks=(2, 4), steps=(150,), n_test=8, embedding=embedding, precision=precision, device="cuda")
-    gpu, stop = torch.device("cuda", 0), threading.Event()
-
-    def losses(trajectories):
-        ensemble = Ensemble(config, trajectories, gpu, stacked=True)
-        return torch.cat([ensemble.advance(100, stop), ensemble.advance(50, stop)])
-
-    together, tolerance = losses(plan_trajectories(config)), 1e-3 if precision == "float32" else 0.1
-    for member in range(2):
-        alone = losses(plan_trajectories(config)[member : member + 1])[:, 0]
-        torch.testing.assert_close(alone, together[:, member], rtol=tolerance, atol=tolerance)
-
-
-@needs_gpu
-def test_gpu_graph_replays_the_same_update_as_eager_steps_and_continues_from_its_state():
-    config = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda")
-    gpu, stop = torch.device("cuda", 0), threading.Event()
-    graph, eager = (Ensemble(config, plan_trajectories(config), gpu, stacked=True) for _ in range(2))
-    eager.graphed = False
-    torch.testing.assert_close(graph.advance(60, stop), eager.advance(60, stop), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(graph.predict(), eager.predict(), rtol=1e-3, atol=1e-4)
-    trajectories = plan_trajectories(config)
-    half = Ensemble(config, plan_trajectories(config), gpu, stacked=True)
-    half.advance(30, stop)
-    for trajectory, state in zip(trajectories, half.states(), strict=True):
-        trajectory.step, trajectory.state = 30, state
-    continued = Ensemble(config, trajectories, gpu, stacked=True)
-    continued.restore()
-    torch.testing.assert_close(continued.advance(30, stop), half.advance(30, stop), rtol=1e-4, atol=1e-4)
-
-
-@needs_gpu
-def test_gpu_trains_without_host_synchronization():
-    config = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda")
-    ensemble = Ensemble(config, plan_trajectories(config), torch.device("cuda", 0), stacked=True)
-    for _ in range(5):  # warms up, and captures the graph
-        ensemble.replay()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(10):
-            ensemble.replay()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def test_the_ordinary_transformer_learns_to_memorize():
-    _, numbers = trained(Config(embedding="fixed", tasks=(4,), steps=(1000,)))
+    numbers = trained(Config(embedding="fixed", tasks=(4,), steps=(1000,))).points[-1]
     assert numbers["exact_kl_to_m"] < 0.05
     assert numbers["exact_relative_divergence"] > 0.85

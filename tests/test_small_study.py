@@ -1,0 +1,250 @@
+"""The harness under a study that is not Balls & Urns: its numbers are those of an ordinary training loop, whatever
+happened to the run."""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_study
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from conftest import ROOT, forks
+
+import harness
+
+SCRIPT = ROOT / "tests" / "small_study.py"
+UPDATES = {6: (84, 252), 12: (42, 126)}  # by width, to each of its cells
+SEEDS = range(3)
+TOTAL = sum(len(SEEDS) * max(cells) for cells in UPDATES.values())
+CPU = ["--device", "cpu"]
+
+
+# ---- An ordinary training loop ---------------------------------------------------------------------------------------
+
+
+def generator(*name) -> torch.Generator:
+    digest = hashlib.sha256(repr(name).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+@cache
+def points_of(width: int, seed: int) -> list[dict]:
+    """What is measured of a network after 0, 5, 10, .. updates and at its cells, if training does not end early."""
+    points = -1 + 3 * torch.rand(40, 2, generator=generator(seed, "points"), dtype=torch.float64)
+    sides = (points[:, 0] * points[:, 1] > 0).long()
+    train, test = torch.randperm(40, generator=generator(seed, "split")).split([24, 16])
+
+    torch.manual_seed(generator(seed, width, "initial weights").initial_seed())
+    model = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Dropout(0.05), nn.Linear(width, 2))
+    kind = torch.float64 if width == 12 else torch.float32
+    model.to(kind)
+    slow = {"params": [model[0].weight, model[3].weight], "weight_decay": 0.01}
+    fast = {"params": [model[0].bias, model[3].bias], "weight_decay": 0}
+    optimizer = torch.optim.AdamW([slow, fast])
+    own_draws = generator(seed, width, "own draws").initial_seed()
+
+    measured, losses, accuracies = [], [], []
+    for update in range(UPDATES[width][1] + 1):
+        if update % 5 == 0 or update in UPDATES[width]:
+            with torch.no_grad():
+                logits = {"train": model.eval()(points[train].to(kind)), "test": model(points[test].to(kind))}
+            right = {part: logits[part].argmax(1) == sides[which] for part, which in (("train", train), ("test", test))}
+            point = {"step": update, "weights": model[0].weight.tolist()}
+            point |= {f"{part}_accuracy": values.sum().item() / len(values) for part, values in right.items()}
+            point["test_loss"] = F.cross_entropy(logits["test"].double(), sides[test]).item()
+            if update:
+                point["recent_loss"] = sum(losses[-20:]) / len(losses[-20:])
+                point["recent_accuracy"] = sum(accuracies[-20:]) / len(accuracies[-20:])
+            measured.append(point)
+
+        order = train[torch.randperm(24, generator=generator(seed, width, "epoch", update // 3))]
+        # The last four of an epoch are filled up to ten: what dropout draws depends on how many there are.
+        which = F.pad(order, (0, 6), value=train[-1].item())[update % 3 * 10 :][:10]
+        real = torch.arange(10) < (10, 10, 4)[update % 3]
+        slow["lr"], fast["lr"] = (scale * 0.03 * min(1.0, (update + 1) / 10) for scale in (1, 2))
+        for group, rate in zip(optimizer.param_groups, (slow["lr"], fast["lr"]), strict=True):
+            group["lr"] = rate
+        torch.manual_seed((own_draws + update) % 2**63)
+        logits = model.train()(points[which].to(kind))
+        loss = (F.cross_entropy(logits, sides[which], reduction="none") * real.double()).sum() / real.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        if width == 12:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        optimizer.step()
+        losses.append(loss.item())
+        accuracies.append(((logits.argmax(1) == sides[which]) & real).sum().item() / real.sum().item())
+    return measured
+
+
+def fitted(points: list[dict]) -> int | None:
+    return next((point["step"] for point in points if point["train_accuracy"] >= 0.95), None)
+
+
+def until_early_end(points: list[dict]) -> list[dict]:
+    ends = (i for i, p in enumerate(points) if fitted(points) is not None and p["step"] >= fitted(points) + 15)
+    return points[: next(ends, len(points)) + 1]
+
+
+# ---- Launching -------------------------------------------------------------------------------------------------------
+
+
+def study_process(arguments: list[str], output: str, cores: int, strike: tuple[int, int] | None) -> None:
+    """Run the study on so many cores, with a checkpoint at every point. strike: (signal, update): the process gets the
+    signal just before it or one that it has started makes this update, counted over all of them."""
+    for number, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(output + suffix, os.O_WRONLY | os.O_CREAT, 0o644), number)
+    harness.CHECKPOINT_SECONDS = -1
+    if cores == 1:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    else:
+        harness.cpu_count = lambda: cores
+    backward, made, process = torch.Tensor.backward, multiprocessing.Value("i", 0), os.getpid()
+
+    def update(loss):
+        with made.get_lock():
+            made.value += 1
+            struck = strike and made.value == strike[1]
+        if struck:
+            os.kill(process, strike[0])
+        backward(loss)
+
+    torch.Tensor.backward = update
+    sys.exit(small_study.main(arguments))
+
+
+def run(folder: Path, *arguments, cores=3, strike=None) -> tuple[int, str, str]:
+    """Exit status (negative: died of that signal), standard output and standard error of the study on one folder."""
+    folder.parent.mkdir(exist_ok=True)
+    output = f"{folder.parent}/process_{len(list(folder.parent.iterdir()))}"
+    arguments = [*CPU, *map(str, arguments), "--out_dir", str(folder)]
+    process = forks.Process(target=study_process, args=(arguments, output, cores, strike))
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "hangs"
+    return process.exitcode, Path(f"{output}.out").read_text(), Path(f"{output}.err").read_text()
+
+
+def read(folder: Path) -> tuple[dict, dict]:
+    """final_info.json and all_results.json, without what may differ between runs."""
+    final_info, results = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("final_info", "all_results"))
+    del results["timing"], results["environment"]
+    return final_info, results
+
+
+def model_steps(folder: Path) -> int:
+    return json.loads((folder / "all_results.json").read_bytes())["timing"]["model_steps"]
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory) -> tuple[Path, str]:
+    """The folder of an uninterrupted run in three processes, not to be changed, and what the run said."""
+    folder = tmp_path_factory.mktemp("complete") / "run_0"
+    status, out, err = run(folder)
+    assert (status, err) == (0, "")
+    return folder, out
+
+
+# ---- Numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early_end", [True, False])
+def test_every_number_is_that_of_an_ordinary_training_loop_to_the_last_bit(tmp_path, complete, early_end):
+    """With an early end as well: no number before it depends on it, and it is the end of every later cell."""
+    folder = complete[0] if early_end else tmp_path / "run_0"
+    assert early_end or run(folder, "--early_end", "false")[0] == 0
+    final_info, results = read(folder)
+    trajectories, cells = iter(results["trajectories"]), {}
+    for width, updates in UPDATES.items():
+        for seed in SEEDS:
+            points = points_of(width, seed)
+            points = until_early_end(points) if early_end else points
+            trajectory = next(trajectories)
+            assert (trajectory["name"], trajectory["width"]) == (f"width={width}, seed={seed}", width)
+            curves = trajectory["curves"]
+            assert curves.keys() == {key for point in points for key in point}
+            for key, values in curves.items():  # what a point does not have is null in the curves
+                expected = [point.get(key) for point in points]
+                assert values == (
+                    [expected[0], *[None] * (len(points) - 2), expected[-1]] * 1 if key == "weights" else expected
+                )
+            for n, epochs in zip(updates, (14, 42), strict=True):
+                until = [point for point in points if point["step"] <= n]
+                cell = {"cell": f"width_{width}_epochs_{epochs}", "seed": seed, "width": width}
+                cell |= {"stopped_at": until[-1]["step"], "fitted": fitted(until)}
+                cell |= {key: until[-1][key] for key in ("test_loss", "test_accuracy", "train_accuracy", "recent_loss")}
+                cell["steps"] = [
+                    min([p["step"] for p in until if p["train_accuracy"] >= 0.8], default=None),
+                    fitted(until),
+                ]
+                cells.setdefault(cell["cell"], []).append(cell)
+    assert results["cells"] == [cell for seeds in cells.values() for cell in seeds]
+    ends = {cell["stopped_at"] for cell in results["cells"] if cell["cell"] == "width_6_epochs_42"}
+    assert (len(ends) == 3 and min(ends) < 84 < max(ends) < 252) if early_end else ends == {252}
+    assert model_steps(folder) == sum(t["curves"]["step"][-1] for t in results["trajectories"])
+
+    for name, numbers in final_info.items():
+        assert list(numbers["final_info_dict"]) == list(small_study.HEADLINES)
+        for key, values in numbers["final_info_dict"].items():
+            assert values == [cell[key] for cell in cells[name]]
+            there = [value for value in values if value is not None]
+            error = np.std(there, ddof=1) / math.sqrt(len(there)) if len(there) > 1 else 0.0
+            assert numbers["means"][f"{key}_mean"] == (np.mean(there) if there else None)
+            assert numbers["stderrs"][f"{key}_stderr"] == (error if there else None)
+            counted = {k: n for k, n in numbers["means"].items() if k in (f"{key}_k", f"{key}_n")}
+            assert counted == ({f"{key}_k": len(there), f"{key}_n": 3} if len(there) < 3 else {})
+
+
+def test_never_is_counted_and_is_in_no_mean(complete):
+    folder, out = complete
+    means = {name: numbers["means"] for name, numbers in read(folder)[0].items()}
+    assert means["width_6_epochs_14"]["fitted_mean"] == 65 and "fitted_k" not in means["width_6_epochs_42"]
+    assert means["width_12_epochs_14"]["fitted_mean"] is None
+    assert "\nwidth_6_epochs_14_fitted: 65.0000 (1 of 3)\n" in out
+    assert "\nwidth_12_epochs_14_fitted: nan (0 of 3)\n" in out
+    assert re.search(r"\nwidth_6_epochs_42_fitted: [\d.]+\n", out)
+
+
+# ---- Interrupted, spread ---------------------------------------------------------------------------------------------
+
+
+def test_killed_in_the_middle_of_chunks_one_process_ends_with_the_same_numbers(tmp_path, complete):
+    folder = tmp_path / "run_0"
+    for update, stem in ((38, "width_6_epochs_42_s0"), (180, "width_6_epochs_42_s1")):
+        assert run(folder, cores=1, strike=(signal.SIGKILL, update))[0] == -signal.SIGKILL
+        assert (folder / "checkpoint" / f"{stem}.pt").exists()
+    status, out, err = run(folder, cores=1)
+    assert (status, err) == (0, "")
+    continued = {stem: int(step) for stem, step in re.findall(r"^continuing (\S+) after step (\d+)$", out, re.M)}
+    assert continued == {"width_6_epochs_42_s0": 80, "width_6_epochs_42_s1": 130}
+    assert model_steps(folder) + sum(continued.values()) == model_steps(complete[0])
+    assert read(folder) == read(complete[0])
+
+
+def test_interrupted_in_several_processes_it_ends_with_the_same_numbers(tmp_path, complete):
+    folder = tmp_path / "run_0"
+    status, out, err = run(folder, strike=(signal.SIGTERM, 240))
+    assert (status, len(err.splitlines())) == (143, 1) and "the same command continues" in err
+    status, out, err = run(folder, cores=2)
+    assert (status, err) == (0, "")
+    assert len(re.findall("^continuing ", out, re.M)) >= 3
+    assert 0 < model_steps(folder) < model_steps(complete[0])
+    assert read(folder) == read(complete[0])
+
+
+def test_two_ranks_end_with_the_same_numbers(tmp_path, complete):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), *CPU]
+    done = subprocess.run([*command, f"--out_dir={tmp_path}/run_0"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "run_0") == read(complete[0])

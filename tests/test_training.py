@@ -1,0 +1,515 @@
+"""How the harness trains, whatever is trained: here the models of Balls & Urns, made small."""
+
+import contextlib
+import gc
+import io
+import math
+import re
+import weakref
+from dataclasses import replace
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from training import CPU, GO_ON, planned
+
+import experiment
+import harness
+from experiment import STUDY, Config, UrnTrajectory
+from harness import Ensemble
+
+
+def small(**fields) -> Config:
+    return Config(**{"n_layers": 1, "d_model": 16, "seq_len": 4, "n_test": 4, "tasks": (2,), "steps": (10,)} | fields)
+
+
+def advance(ensemble: Ensemble, *parts: int) -> torch.Tensor:
+    """Make so many updates, one part after the other; their objectives [n, E]."""
+    objectives = [objective for n in parts for objective in ensemble.advance(n, GO_ON)[0]]
+    return torch.tensor(objectives, dtype=torch.float64).view(-1, len(ensemble.group))
+
+
+class Noisy(experiment.Model):
+    """A model with what no parameter holds: it draws by itself, and counts its calls in a buffer."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.dropout = torch.nn.Dropout(0.1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.dropout(super().forward(tokens, codes))
+
+
+def with_sgd(monkeypatch) -> None:
+    """Train by plain gradient descent: an update then shows the size of the gradient, which Adam's hides."""
+    monkeypatch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: torch.optim.SGD(params.values(), lr=lr))
+
+
+# ---- One model and many ----------------------------------------------------------------------------------------------
+
+
+def test_a_stacked_ensemble_is_the_same_arithmetic_as_one_model_after_the_other():
+    for embedding in ("gaussian", "permutation", "fixed"):
+        config = Config(embedding=embedding, n_layers=2, d_model=32, tasks=(2, 4, 8), steps=(40,), n_test=8, seq_len=5)
+        together = Ensemble(planned(config), CPU, stacked=True)
+        objectives, states = advance(together, 40), together.states()
+        for member, progress in enumerate(planned(config)):
+            alone = Ensemble([progress], CPU, stacked=False)
+            torch.testing.assert_close(advance(alone, 40)[:, 0], objectives[:, member], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(alone.observe(0), together.observe(member), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(alone.states()[0], states[member], rtol=1e-3, atol=1e-6)
+
+
+def test_stacked_models_keep_their_own_buffers(monkeypatch):
+    def frozen_positions(trajectory):
+        model = experiment.Model(trajectory.config)
+        positions = model.decoder.positions.detach().clone()
+        del model.decoder.positions
+        model.decoder.register_buffer("positions", positions)
+        return model
+
+    monkeypatch.setattr(UrnTrajectory, "model", frozen_positions)
+    config = small(tasks=(2, 4))
+    stacked = Ensemble(planned(config), CPU, stacked=True)
+    for member, progress in enumerate(planned(config)):
+        alone = Ensemble([progress], CPU, stacked=False)
+        torch.testing.assert_close(stacked.observe(member), alone.observe(0), rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_loss_reports_is_by_member_and_name_and_is_not_what_is_trained(monkeypatch):
+    def loss(trajectory, model, tokens, codes):
+        reported = experiment.next_draw_loss(model(tokens[:, :-1], codes), tokens)
+        return 3 * reported, {"loss": reported, "urns": torch.tensor(float(trajectory.n_tasks))}
+
+    objectives = advance(Ensemble(planned(small(tasks=(2, 4))), CPU, stacked=True), 1)
+    monkeypatch.setattr(UrnTrajectory, "loss", loss)
+    for stacked in (False, True):
+        plan = planned(small(tasks=(2, 4)))[: 1 + stacked]
+        tripled, reported = Ensemble(plan, CPU, stacked).advance(4, GO_ON)
+        assert len(reported) == len(plan)
+        for member, by_name in enumerate(reported):
+            assert by_name.keys() == {"loss", "urns"} and by_name["urns"] == 4 * [2]  # the first one's loss serves all
+            torch.testing.assert_close([3 * x for x in by_name["loss"]], tripled[member :: len(plan)])
+            assert by_name["loss"][0] == pytest.approx(objectives[0, member].item(), rel=1e-5)
+
+
+def test_stacked_gradients_are_clipped_model_by_model():
+    """Numbers, vectors and matrices of models whose gradients have norms of very different sizes."""
+    shapes, draws = [(), (5,), (3, 4), (2,)], torch.Generator().manual_seed(0)
+    params = [torch.zeros(4, *shape, requires_grad=True) for shape in shapes]
+    for p in params[:-1]:  # the last one has no gradient
+        p.grad = torch.randn(p.shape, generator=draws) * torch.tensor([0.0, 0.01, 1, 100]).view(4, *[1] * (p.ndim - 1))
+    members = [[p.detach()[member].clone().requires_grad_() for p in params] for member in range(4)]
+    for member, own in enumerate(members):
+        for p, stacked in zip(own[:-1], params, strict=False):
+            p.grad = stacked.grad[member].clone()
+        torch.nn.utils.clip_grad_norm_(own, 0.5)
+    harness.clip_by_member(params, 0.5)
+    assert params[-1].grad is None
+    for member, own in enumerate(members):
+        for p, stacked in zip(own[:-1], params, strict=False):
+            torch.testing.assert_close(stacked.grad[member], p.grad)
+
+
+def test_clipped_gradients_are_those_of_clip_grad_norm_alone_and_stacked(monkeypatch):
+    with_sgd(monkeypatch)
+    config = small(tasks=(2, 4, 8), lr=1.0)
+    start, free = ([Ensemble([progress], CPU, stacked=False) for progress in planned(config)] for _ in range(2))
+    norms = []
+    for ensemble in free:
+        advance(ensemble, 1)
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in ensemble.params.values()]).item())
+    clip_norm = (min(norms) + max(norms)) / 2
+    together = Ensemble(planned(config, clip_norm=clip_norm), CPU, stacked=True)
+    advance(together, 1)
+    for member, progress in enumerate(planned(config, clip_norm=clip_norm)):
+        torch.nn.utils.clip_grad_norm_(free[member].params.values(), clip_norm)
+        advance(alone := Ensemble([progress], CPU, stacked=False), 1)
+        for name, p in free[member].params.items():
+            wanted = start[member].params[name] - p.grad
+            torch.testing.assert_close(alone.params[name], wanted, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(together.params[name][member], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_one_update_is_adamw_as_published():
+    """One step from a known gradient, by the formulas of Loshchilov & Hutter 2019."""
+    ensemble = Ensemble(planned(small(steps=(1,), lr=0.01, weight_decay=0.1)), CPU, stacked=False)
+    before = {name: p.detach().clone() for name, p in ensemble.params.items()}
+    advance(ensemble, 1)
+    for name, p in ensemble.params.items():
+        g = p.grad
+        wanted = before[name] * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(p.detach(), wanted, rtol=1e-4, atol=1e-6)
+
+
+# ---- Learning rates --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-4, None, "1e-4"])
+def test_a_learning_rate_that_is_none_is_refused_before_training(monkeypatch, rate):
+    def learning_rate(trajectory, update, updates):  # of the last N only
+        return rate if (update, updates) == (30, 50) else 0.1 / updates
+
+    monkeypatch.setattr(UrnTrajectory, "learning_rate", learning_rate)
+    told = r"learning_rate\(\) must be .* is " + re.escape(repr(rate)) + " at update 30"
+    with pytest.raises(ValueError, match=told) as error:
+        harness.planned(STUDY, small(tasks=(4,), steps=(20, 50)))
+    assert error.value.__notes__ == ["in cell D4_N50 (seed 0), after step 0"]
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_groups_of_parameters_keep_the_ratio_of_their_rates_under_a_schedule(monkeypatch, kind):
+    """Also where the first rate is not the highest, and where rates are tensors, as on a GPU."""
+    highest = []
+
+    def optimizer(trajectory, params, lr):
+        highest.append(lr)
+        norms = [p for name, p in params.items() if "norm" in name]
+        others = [p for name, p in params.items() if "norm" not in name]
+        return torch.optim.SGD([{"params": others}, {"params": norms, "lr": kind(2 * lr)}], lr=kind(lr))
+
+    monkeypatch.setattr(UrnTrajectory, "optimizer", optimizer)
+    monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, n: 0.1 * min(update + 1, n - update) / n)
+    ensemble = Ensemble(planned(small()), CPU, stacked=False)
+    assert highest == [0.05]
+    for rate in (0.01, 0.02, 0.03, 0.04, 0.05, 0.05, 0.04):
+        before = {name: p.detach().clone() for name, p in ensemble.params.items()}
+        advance(ensemble, 1)
+        for name, p in ensemble.params.items():
+            wanted = before[name] - (2 if "norm" in name else 1) * rate * p.grad
+            torch.testing.assert_close(p.detach(), wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.fixture
+def graph_and_eager(monkeypatch):
+    """The same model twice. The update of the first is a graph as on a GPU, but one that records only the learning
+    rate, a number by its value and a tensor by its place, and the place of the batches, and that replays by running."""
+    graph, eager = (Ensemble(planned(small(steps=(150,), lr=0.01)), CPU, stacked=True) for _ in range(2))
+
+    class Graph:
+        replayed = 0
+
+        def replay(self):
+            self.replayed += 1
+            (group,) = graph.optimizer.param_groups
+            now, (group["lr"], graph.batches) = (group["lr"], graph.batches), (self.lr, self.batches)
+            Ensemble.update(graph)
+            group["lr"], graph.batches = now
+
+    @contextlib.contextmanager
+    def recording(recorded):
+        recorded.lr, recorded.batches = graph.optimizer.param_groups[0]["lr"], dict(graph.batches)
+        graph.update = lambda: None
+        yield
+        del graph.update
+
+    graph.side, graph.graphed = MagicMock(), True
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    return graph, eager
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "NAdam"])
+def test_the_updates_that_warm_a_graph_up_are_training(graph_and_eager, optimizer):
+    """No optimizer may be reset: NAdam starts at no zeros."""
+    graph, eager = graph_and_eager
+    for ensemble in graph_and_eager:
+        ensemble.optimizer = getattr(torch.optim, optimizer)(ensemble.params.values(), lr=0.01)
+    assert torch.equal(advance(graph, 10), advance(eager, 10))
+    assert graph.graph.replayed == 7 and graph.cursor == eager.cursor == 10
+
+
+def test_the_batches_of_every_chunk_reach_the_graph(graph_and_eager):
+    graph, eager = graph_and_eager
+    assert torch.equal(advance(graph, 100, 20, 30), advance(eager, 100, 20, 30))
+    assert graph.graph.replayed == 147
+
+
+@pytest.mark.parametrize("kind, replayed", [(float, 3), (torch.tensor, 7)])
+def test_a_learning_rate_that_changes_reaches_the_graph(monkeypatch, graph_and_eager, kind, replayed):
+    monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, updates: 0.01 if update < 4 else 0.1)
+    graph, eager = graph_and_eager
+    for ensemble in graph_and_eager:
+        ensemble.optimizer = torch.optim.AdamW(ensemble.params.values(), lr=kind(0.01))
+    assert torch.equal(advance(graph, 10), advance(eager, 10))
+    assert graph.graph.replayed == replayed
+
+
+# ---- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def as_read(state: dict) -> dict:
+    """A member's state after it was a file."""
+    torch.save(state, buffer := io.BytesIO())
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("model", [experiment.Model, Noisy])
+def test_an_ensemble_continues_from_its_state_bit_for_bit(monkeypatch, model, stacked):
+    monkeypatch.setattr(experiment, "Model", model)
+    config = small(tasks=(2, 4), steps=(150,), embedding="permutation")
+    whole, first, second = (planned(config)[: 1 + stacked] for _ in range(3))
+    uninterrupted = Ensemble(whole, CPU, stacked)
+    wanted = advance(uninterrupted, 100, 50)
+    broken = Ensemble(first, CPU, stacked)
+    objectives = [advance(broken, 37)]
+    for progress, state in zip(second, broken.states(), strict=True):
+        progress.step, progress.state = 37, as_read(state)
+    continued = Ensemble(second, CPU, stacked)
+    continued.restore()
+    objectives.append(advance(continued, 63, 50))
+    assert torch.equal(torch.cat(objectives), wanted)
+    torch.testing.assert_close(continued.states(), uninterrupted.states(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_what_a_model_draws_by_itself_is_new_in_every_update_and_depends_on_nothing_else(monkeypatch, stacked):
+    def loss(trajectory, model, tokens, codes):
+        objective = experiment.next_draw_loss(model(tokens[:, :-1], codes), tokens)
+        return objective, {"draw": torch.rand(())}
+
+    monkeypatch.setattr(UrnTrajectory, "loss", loss)
+    draws = []
+    for _ in range(2):
+        ensemble = Ensemble(planned(small(tasks=(2, 4)))[: 1 + stacked], CPU, stacked)
+        torch.rand(3)
+        _, reported = ensemble.advance(5, GO_ON)
+        draws.append([by_name["draw"] for by_name in reported])
+    assert draws[0] == draws[1] and len({x for own in draws[0] for x in own}) == 5 * (1 + stacked)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_buffers_and_what_an_optimizer_holds_are_in_the_state_and_come_back(monkeypatch, stacked):
+    monkeypatch.setattr(experiment, "Model", Noisy)
+    plan, other = (planned(small(tasks=(2, 4)))[: 1 + stacked] for _ in range(2))
+    ensemble = Ensemble(plan, CPU, stacked)
+    advance(ensemble, 7)
+    ensemble.optimizer.param_groups[0]["weight_decay"] = 0.5
+    for parameter in ensemble.params.values():
+        ensemble.optimizer.state[parameter]["calls"] = 3  # some optimizers keep plain numbers
+    for member, state in enumerate(ensemble.states()):
+        assert state["buffers"]["calls"] == 7 and state["options"][0]["weight_decay"] == 0.5
+        model = plan[member].trajectory.model()
+        model.load_state_dict(state["parameters"] | state["buffers"])
+        assert {name: value.shape for name, value in state["parameters"].items()} == {
+            name: p.shape for name, p in model.named_parameters()
+        }
+        assert all(own["calls"] == 3 and own["step"] == 7 for own in state["optimizer"].values())
+        other[member].step, other[member].state = 7, as_read(state)
+    continued = Ensemble(other, CPU, stacked)
+    continued.restore()
+    assert (continued.buffers["calls"] == 7).all() and continued.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert all(continued.optimizer.state[parameter]["calls"] == 3 for parameter in continued.params.values())
+    torch.testing.assert_close(continued.states(), ensemble.states(), rtol=0, atol=0)
+
+
+# ---- Faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_loss_that_is_not_finite_names_d_seed_and_step(stacked):
+    config = small(tasks=(2, 4) if stacked else (4,), steps=(50,))
+    ensemble = Ensemble(planned(config), CPU, stacked)
+    advance(ensemble, 7)
+    ensemble.params["decoder.norm.weight"].data.view(-1, 16)[-1] = math.nan  # of the last member
+    with pytest.raises(harness.NotFiniteError, match="D=4, seed=0, step=8$"):
+        advance(ensemble, 20)
+
+
+def test_what_is_observed_is_not_measured_if_it_is_not_a_number():
+    (progress,) = planned(small(tasks=(4,), seed=3))
+    progress.step = 9
+    observed = torch.full((1, 3, 4), 0.25)
+    observed[0, 1, 2] = math.nan
+    for values in (observed, {"first": observed.clone().fill_(1), "second": observed}):
+        with pytest.raises(harness.NotFiniteError, match="D=4, seed=3, step=9\nin cell D4_N10"):
+            progress.measure(values)
+    assert progress.points == []
+
+
+def test_a_fault_names_its_own_model_and_not_the_first_ones_of_its_ensemble(monkeypatch):
+    plan = planned(small(seeds=6))
+    last = plan[-1]
+    last.recent["loss"] = [1.0]
+    with pytest.raises(IndexError) as error, harness.faults_name_cells(plan):
+        last.measure(torch.zeros(3))
+    assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
+    model = UrnTrajectory.model
+    monkeypatch.setattr(UrnTrajectory, "model", lambda self: model(self) if self.seed < 5 else 1 / 0)
+    with pytest.raises(ZeroDivisionError) as error, harness.faults_name_cells(plan):
+        Ensemble(plan, CPU, stacked=True)
+    assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
+
+
+# ---- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_ensemble_is_freed_as_soon_as_nothing_refers_to_it():
+    """A graph that waits for the garbage collector may be destroyed while the next one is captured, which fails."""
+    ensemble = Ensemble(planned(small()), CPU, stacked=True)
+    advance(ensemble, 1)
+    ensemble.observe(0)
+    alive = weakref.ref(ensemble)
+    gc.disable()
+    try:
+        del ensemble
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def gpu_memory(monkeypatch) -> dict[str, int]:
+    """A GPU that holds 1000 bytes of others. A model takes 60 bytes and 100 from its fourth update on, when the graph
+    is captured, and 50 more while it is observed. Set its `free` bytes."""
+    memory = {"free": 0, "peak": 0}
+
+    class Measured(Ensemble):
+        def take(self, more):
+            each = 100 if self.step >= min(4, self.last) else 60
+            memory["peak"] = max(memory["peak"], 1000 + each * len(self.group) + more)
+
+        def advance(self, n, stop):
+            told = super().advance(n, stop)
+            self.take(0)
+            return told
+
+        def observe(self, member):
+            self.take(50)
+            return super().observe(member)
+
+    monkeypatch.setattr(harness, "Ensemble", Measured)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: memory.update(peak=1000))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: memory["peak"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (memory["free"], 10**12))
+    return memory
+
+
+@pytest.mark.parametrize("updates", [2, 10])
+def test_as_many_models_train_together_as_memory_has_room_for(gpu_memory, updates):
+    """By the measured peak of one and of two, with a fifth left free."""
+    plan = planned(small(seeds=6, steps=(updates,)))
+    for free, members in {0: 1, 150 / 0.8: 1, 249 / 0.8: 1, 251 / 0.8: 2, 470 / 0.8: 4, 10**6: 7999}.items():
+        gpu_memory["free"] = int(free)
+        assert harness.members_that_fit(plan, CPU) == members
+    assert all(progress.step == 0 and not progress.recent for progress in plan)
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def four_fit(monkeypatch):
+    monkeypatch.setattr(harness, "members_that_fit", lambda group, device: 4)
+
+
+def grouped(plan: list[harness.Progress]) -> list[tuple[list[str], bool]]:
+    """What trains together on a GPU, by its name, and whether stacked."""
+    groups = harness.plan_groups(plan, GPU)
+    return [([progress.trajectory.name for progress in group], stacked) for group, stacked in groups]
+
+
+def test_ensembles_are_split_when_memory_is_short(monkeypatch, four_fit, capsys):
+    plan = planned(small(tasks=(2, 4, 8), seeds=2))
+    names = [progress.trajectory.name for progress in plan]
+    assert grouped(plan) == [(names[:4], True), (names[4:], True)]
+    assert "6 models of one shape train in groups of 4" in capsys.readouterr().out
+    monkeypatch.setattr(harness, "members_that_fit", lambda group, device: 7)
+    assert grouped(plan) == [(names, True)]
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(harness, "members_that_fit", lambda group, device: 1)
+    assert grouped(plan) == [([name], False) for name in names]
+    assert harness.plan_groups(plan, CPU) == [([progress], False) for progress in plan]
+
+
+ALONE = [(["D=2, seed=0"], False), (["D=4, seed=0"], False)]
+
+
+def test_models_are_stacked_only_if_their_shape_and_their_optimizer_allow_it(monkeypatch, four_fit):
+    config = small(tasks=(2, 4))
+    assert grouped(planned(config)) == [(["D=2, seed=0", "D=4, seed=0"], True)]
+    assert grouped(planned(config, shape=None)) == ALONE
+
+    class Muon(torch.optim.SGD):
+        """By its own update, whatever it derives from."""
+
+    monkeypatch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: Muon(params.values(), lr=lr))
+    assert grouped(planned(config)) == ALONE
+
+
+class Other(UrnTrajectory):
+    """A trajectory whose methods may do something else."""
+
+
+DIFFERENT = [{"clip_norm": 1.0}, {"shape": "wider"}, {"window": 50}, {"measured": (5,)}]
+DIFFERENT += [{"cells": {5: "D4_N5", 10: "D4_N10"}}, "step", "rates", "class"]
+
+
+@pytest.mark.parametrize("settings", DIFFERENT, ids=str)
+def test_models_that_differ_in_how_they_are_trained_do_not_train_together(monkeypatch, four_fit, settings):
+    first, second = planned(small(tasks=(2, 4)))
+    if settings == "step":
+        second.step = 5
+    elif settings == "rates":
+        monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, n: 0.1 * self.n_tasks * update / n)
+    elif settings == "class":
+        second.trajectory = Other(**vars(second.trajectory))
+    else:
+        second.trajectory = replace(second.trajectory, **settings)
+    assert grouped([first, second]) == ALONE
+
+
+# ---- On a GPU --------------------------------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("embedding", ["gaussian", "permutation", "fixed"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_gpu_a_member_does_not_depend_on_its_ensemble(embedding, precision):
+    config = Config(tasks=(2, 4), steps=(150,), n_test=8, embedding=embedding, precision=precision, device="cuda")
+    gpu = torch.device("cuda", 0)
+    together = advance(Ensemble(planned(config), gpu, stacked=True), 100, 50)
+    tolerance = 1e-3 if precision == "float32" else 0.1
+    for member in range(2):
+        alone = advance(Ensemble(planned(config)[member : member + 1], gpu, stacked=True), 100, 50)
+        torch.testing.assert_close(alone[:, 0], together[:, member], rtol=tolerance, atol=tolerance)
+
+
+@needs_gpu
+def test_gpu_graph_replays_the_same_update_as_eager_steps_and_continues_from_its_state():
+    config, gpu = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda"), torch.device("cuda", 0)
+    graph, eager = (Ensemble(planned(config), gpu, stacked=True) for _ in range(2))
+    eager.graphed = False
+    torch.testing.assert_close(advance(graph, 60), advance(eager, 60), rtol=1e-4, atol=1e-4)
+    for member in range(2):
+        torch.testing.assert_close(graph.observe(member), eager.observe(member), rtol=1e-3, atol=1e-4)
+    plan, half = planned(config), Ensemble(planned(config), gpu, stacked=True)
+    advance(half, 30)
+    for progress, state in zip(plan, half.states(), strict=True):
+        progress.step, progress.state = 30, state
+    continued = Ensemble(plan, gpu, stacked=True)
+    continued.restore()
+    torch.testing.assert_close(advance(continued, 30), advance(half, 30), rtol=1e-4, atol=1e-4)
+
+
+@needs_gpu
+def test_gpu_trains_without_host_synchronization():
+    config = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda")
+    ensemble = Ensemble(planned(config), torch.device("cuda", 0), stacked=True)
+    ensemble.load(0)
+    for _ in range(5):  # warms up, and captures the graph
+        ensemble.replay()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            ensemble.replay()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
