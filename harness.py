@@ -1217,8 +1217,12 @@ def bundle(script: Path) -> str:
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 origin = getattr(node, "module", None)
                 imports |= {a.asname or a.name.split(".")[0]: (origin, a.asname and a.name) for a in node.names}
-        own = [s.get_name() for s in symtable.symtable(source, str(path), "exec").get_symbols() if s.is_assigned()]
-        given = {a.name for node in tree.body if getattr(node, "module", "") == "harness" for a in node.names}
+        symbols = symtable.symtable(source, str(path), "exec").get_symbols()
+        own = [symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()]
+        aliases = [a for node in tree.body if getattr(node, "module", "") == "harness" for a in node.names]
+        given = {a.name for a in aliases}
+        if renamed := [a.asname for a in aliases if a.asname]:
+            raise UserError(f"{renamed[0]} in {script} must be imported by the name that harness.py gives it")
         bound.append({name: imports.get(name, path) for name in own if name not in given})
         head = tree.body[0].end_lineno if ast.get_docstring(tree) else 0
         parts.append(("\n".join(lines[:head]), "\n".join(lines[head:]).strip("\n")))

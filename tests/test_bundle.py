@@ -1,0 +1,54 @@
+"""Study and harness as one script."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, launch
+
+TINY = "--n_layers 1 --n_heads 2 --d_model 16 --batch_size 8 --n_test 16 --seq_len 4 --device cpu".split()
+GRID = [*TINY, "--tasks", "2", "3", "--steps", "10", "20"]
+
+
+def bundle(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "harness.py"), "bundle", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_one_script_runs_alone_and_gives_the_same_bytes(tmp_path):
+    single = tmp_path / "alone" / "single.py"
+    single.parent.mkdir()
+    printed = bundle(ROOT / "experiment.py")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert bundle(ROOT / "experiment.py", "-o", single).returncode == 0 and single.read_text() == printed.stdout
+    assert "from harness import" not in printed.stdout
+    done = launch(*GRID, "--out_dir=run_1", script=single, cwd=single.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert launch(*GRID, "--out_dir", tmp_path / "run_1").returncode == 0
+    one, two = (folder / "run_1" / "final_info.json" for folder in (single.parent, tmp_path))
+    assert one.read_bytes() == two.read_bytes()
+    shown = launch("--help", script=single, cwd=single.parent).stdout
+    assert "Balls & Urns under full lex-invariance" in shown and "--n_colors" in shown
+
+
+IMPORT = "from harness import Study, Trajectory, run_study\n"
+REFUSED = {
+    "a name of the harness": (IMPORT + "def train(): pass\n", "train"),
+    "an import of the same name from elsewhere": (IMPORT + "from time import time\n", "time"),
+    "another name for what is imported": ("from harness import stream as random_stream\n", "random_stream"),
+    "a syntax error": ("def f(:\n", "invalid syntax"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_one_script_is_refused_with_one_line(tmp_path, what):
+    source, word = REFUSED[what]
+    (tmp_path / "study.py").write_text(source)
+    done = bundle(tmp_path / "study.py", "-o", tmp_path / "single.py")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and word in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["study.py"]
+
+
+def test_a_study_that_is_not_there_is_refused_with_one_line(tmp_path):
+    done = bundle(tmp_path / "nothing.py")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nothing.py" in done.stderr
