@@ -435,9 +435,9 @@ class Ensemble:
         if self.step == first:
             return [], [{} for _ in self.group]
         reported = self.reported[start : start + self.step - first].cpu()  # [n, E, 1 + names]
-        if not reported.isfinite().all():
-            step, member, _ = (~reported.isfinite()).nonzero()[0].tolist()
-            raise self.group[member].not_finite(first + step + 1)
+        for member, progress in enumerate(self.group):  # one that has ended early may do what it likes
+            if not progress.done and not (finite := reported[:, member].isfinite().all(1)).all():
+                raise progress.not_finite(first + finite.int().argmin().item() + 1)
         rates = [float(options["lr"]) for options in self.optimizer.param_groups]
         if not np.allclose(rates, [self.lr * scale for scale in self.scales], rtol=1e-6, atol=1e-30):  # float32 tensors
             raise RuntimeError("a schedule belongs in learning_rate(): elsewhere nothing notices what depends on it")
@@ -458,7 +458,7 @@ class Ensemble:
 
     def held(self) -> dict:
         """What a checkpoint holds, of all members: parameters, buffers and optimizer state by name, and options."""
-        buffers = {name: self.buffers[name] for name in self.model.state_dict().keys() & self.buffers.keys()}
+        buffers = {name: buffer for name, buffer in self.buffers.items() if name in self.model.state_dict()}
         state = {name: self.optimizer.state[p] for name, p in self.params.items()}
         options = dict(enumerate(self.optimizer.param_groups))
         return {"parameters": self.params, "buffers": buffers, "optimizer": state, "options": options}
@@ -480,6 +480,8 @@ class Ensemble:
         """Continue where the checkpoints of all members, of the same step, stopped."""
 
         def fill(target: dict, values: list[dict]):
+            for key in target.keys() - values[0].keys() - {"params"}:
+                del target[key]
             for key, value in values[0].items():
                 if isinstance(value, dict):
                     fill(target[key], [own[key] for own in values])
@@ -550,7 +552,10 @@ def members_that_fit(group: list[Progress], device: torch.device) -> int:
         trial.observe(0)
         return torch.cuda.max_memory_allocated(device) - before
 
-    one, two = peak(group[:1]), peak(group[:2])
+    try:
+        one, two = peak(group[:1]), peak(group[:2])
+    except torch.cuda.OutOfMemoryError:
+        return 1
     torch.cuda.empty_cache()
     return max(1, 1 + int((0.8 * torch.cuda.mem_get_info(device)[0] - one) / max(1, two - one)))
 
@@ -1026,7 +1031,7 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
     for field, hint in zip(fields(Config), typing.get_type_hints(Config).values(), strict=True):
         parts = typing.get_args(hint)
         optional = type(None) in parts
-        if optional:
+        if optional and len(parts) == 2:
             (hint,) = [part for part in parts if part is not type(None)]
         kinds = typing.get_args(hint) if typing.get_origin(hint) is tuple else (hint,)
         if typing.get_origin(hint) is tuple:
@@ -1040,7 +1045,7 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
             f"--{field.name}",
             type=partial(read_word, kind, optional),
             nargs="*" if field.name in lengths else "?" if kind is bool else None,
-            const=True if kind is bool else None,  # a boolean flag alone means true
+            const=True if kind is bool and field.name not in lengths else None,  # such a flag alone means true
             default=argparse.SUPPRESS,
             metavar="X",
             help=f"{comments.get(field.name, '')} (default {shown})".replace("%", "%%"),

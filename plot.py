@@ -34,6 +34,13 @@ labels = {}
 # A model whose nearest ideal predictor is farther than this many nats behaves like none of them.
 NEITHER_NATS = 0.05
 
+# Hashes of yardsticks whose source differs and whose numbers do not: that of the committed runs, and the one which
+# tests/test_results.py replays them with.
+COMMITTED_YARDSTICK = "278caa3d83bf78117b76f0d310d2058b1e02399fcccbe12cf80ebf3ef7508663"
+SAME_YARDSTICK = {
+    COMMITTED_YARDSTICK: "28733daa20f937dfa6dad38c4dda3b02ae718d3bc93e28d4ea9adcf0324a5d50",
+}
+
 # Colors of Okabe & Ito; marker and line tell the predictors apart without color.
 PREDICTORS = {
     "kl_to_g": ("G counting", "#000000", "s", ":"),
@@ -463,6 +470,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: in labels, but there is no such run here")
 
     yardsticks = {path: (results.get("environment") or {}).get("yardstick_sha256") for path, results in runs.items()}
+    yardsticks = {path: SAME_YARDSTICK.get(sha256, sha256) for path, sha256 in yardsticks.items()}
     shown = [path for path in runs if path.name in labels] or list(runs)
     first = next((path for path in shown if yardsticks[path]), None)
     titles = {}

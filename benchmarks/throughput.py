@@ -152,8 +152,9 @@ class Processes:
                 running.remove(pipe)
 
 
-def side_by_side(rounds: int, device: torch.device) -> None:
+def side_by_side(rounds: int) -> None:
     """Two models on two cores: time per model step in two threads and in two processes, and the ratio of speeds."""
+    device = torch.device("cpu")
     small = {"n_layers": 1, "n_heads": 2, "d_model": 32, "batch_size": 16, "n_test": 16}
     for name, settings, updates in (("default model", {}, 30), ("small model", small, 800)):
         plan = planned(STUDY, Config(tasks=(4, 8), steps=(100_000,), device="cpu", **settings))
@@ -187,7 +188,7 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
     if options.side_by_side:
-        side_by_side(options.rounds, device)
+        side_by_side(options.rounds)
         return 0
     steps = options.steps or (3 * CHUNK if device.type == "cuda" else 25)
     c, threads = Config(device=options.device, precision=options.precision), torch.get_num_threads()

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -66,14 +67,12 @@ def test_all_reference_runs_are_of_the_one_script_that_their_readme_names():
     assert re.findall(r"^\| `(run_\d+)` \|", text, re.M) == list(RUNS)
     environments = [read(run)["environment"] for run in RUNS.values()]
     (script,) = {environment["script_sha256"] for environment in environments}
-    (yardstick,) = {environment["yardstick_sha256"] for environment in environments}
     commit, begin = re.search(r"commit\s`([0-9a-f]{7,40})`.*?SHA-256\s`([0-9a-f]{12,64})`", text, re.S).groups()
     assert script.startswith(begin)
-    shown = subprocess.run(["git", "show", f"{commit}:experiment.py"], cwd=ROOT, capture_output=True)
-    if shown.returncode == 0:  # a shallow clone does not have the commit
-        assert hashlib.sha256(shown.stdout).hexdigest() == script
-    marked = harness.environment(experiment.STUDY, CPU)["yardstick_sha256"] != yardstick
-    assert marked == ("`plot.py` marks" in text)
+    if shutil.which("git"):
+        shown = subprocess.run(["git", "show", f"{commit}:experiment.py"], cwd=ROOT, capture_output=True)
+        if shown.returncode == 0:  # a shallow clone does not have the commit
+            assert hashlib.sha256(shown.stdout).hexdigest() == script
 
 
 def test_a_field_that_a_run_does_not_have_means_its_default(tmp_path, monkeypatch, capsys):
@@ -234,3 +233,11 @@ def test_numbers_quoted_in_the_readme_equal_the_json():
         assert f"{min(values):.2f} to {max(values):.2f} against {letter}" in prompt
     seconds = [json.loads((run / "all_results.json").read_text())["timing"]["seconds_total"] for run in RUNS.values()]
     assert f"took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes on two CPU cores" in text
+
+
+def test_a_run_of_the_present_script_is_not_marked_beside_the_committed_ones():
+    """Their numbers are replayed above. Whoever changes the yardstick takes its entry out, or trains them anew."""
+    now = harness.environment(experiment.STUDY, torch.device("cpu"))["yardstick_sha256"]
+    for run in RUNS.values():
+        then = json.loads((run / "all_results.json").read_text())["environment"]["yardstick_sha256"]
+        assert plot.SAME_YARDSTICK.get(then, then) == now

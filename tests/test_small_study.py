@@ -2,14 +2,16 @@
 happened to the run."""
 
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import re
 import signal
-import subprocess
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -19,15 +21,15 @@ import small_study
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import ROOT, forks
+from conftest import ROOT, forks, launch
 
 import harness
 
 SCRIPT = ROOT / "tests" / "small_study.py"
 UPDATES = {6: (84, 252), 12: (42, 126)}  # by width, to each of its cells
 SEEDS = range(3)
-TOTAL = sum(len(SEEDS) * max(cells) for cells in UPDATES.values())
 CPU = ["--device", "cpu"]
+count = itertools.count()
 
 
 # ---- An ordinary training loop ---------------------------------------------------------------------------------------
@@ -72,9 +74,8 @@ def points_of(width: int, seed: int) -> list[dict]:
         # The last four of an epoch are filled up to ten: what dropout draws depends on how many there are.
         which = F.pad(order, (0, 6), value=train[-1].item())[update % 3 * 10 :][:10]
         real = torch.arange(10) < (10, 10, 4)[update % 3]
-        slow["lr"], fast["lr"] = (scale * 0.03 * min(1.0, (update + 1) / 10) for scale in (1, 2))
-        for group, rate in zip(optimizer.param_groups, (slow["lr"], fast["lr"]), strict=True):
-            group["lr"] = rate
+        for group, scale in zip(optimizer.param_groups, (1, 2), strict=True):
+            group["lr"] = scale * 0.03 * min(1.0, (update + 1) / 10)
         torch.manual_seed((own_draws + update) % 2**63)
         logits = model.train()(points[which].to(kind))
         loss = (F.cross_entropy(logits, sides[which], reduction="none") * real.double()).sum() / real.sum()
@@ -88,8 +89,8 @@ def points_of(width: int, seed: int) -> list[dict]:
     return measured
 
 
-def fitted(points: list[dict]) -> int | None:
-    return next((point["step"] for point in points if point["train_accuracy"] >= 0.95), None)
+def fitted(points: list[dict], target=0.95) -> int | None:
+    return next((point["step"] for point in points if point["train_accuracy"] >= target), None)
 
 
 def until_early_end(points: list[dict]) -> list[dict]:
@@ -100,9 +101,11 @@ def until_early_end(points: list[dict]) -> list[dict]:
 # ---- Launching -------------------------------------------------------------------------------------------------------
 
 
-def study_process(arguments: list[str], output: str, cores: int, strike: tuple[int, int] | None) -> None:
+def study_process(arguments: list[str], output: str, cores: int, strike: tuple[int, int] | None, ranks: dict) -> None:
     """Run the study on so many cores, with a checkpoint at every point. strike: (signal, update): the process gets the
-    signal just before it or one that it has started makes this update, counted over all of them."""
+    signal just before it or one that it has started makes this update, counted over all of them. ranks: what torchrun
+    tells a process."""
+    os.environ |= ranks
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(output + suffix, os.O_WRONLY | os.O_CREAT, 0o644), number)
     harness.CHECKPOINT_SECONDS = -1
@@ -124,12 +127,11 @@ def study_process(arguments: list[str], output: str, cores: int, strike: tuple[i
     sys.exit(small_study.main(arguments))
 
 
-def run(folder: Path, *arguments, cores=3, strike=None) -> tuple[int, str, str]:
+def run(folder: Path, *arguments, cores=3, strike=None, ranks=None) -> tuple[int, str, str]:
     """Exit status (negative: died of that signal), standard output and standard error of the study on one folder."""
-    folder.parent.mkdir(exist_ok=True)
-    output = f"{folder.parent}/process_{len(list(folder.parent.iterdir()))}"
+    output = f"{folder.parent}/process_{next(count)}"
     arguments = [*CPU, *map(str, arguments), "--out_dir", str(folder)]
-    process = forks.Process(target=study_process, args=(arguments, output, cores, strike))
+    process = forks.Process(target=study_process, args=(arguments, output, cores, strike, ranks or {}))
     process.start()
     process.join(120)
     assert process.exitcode is not None, "hangs"
@@ -176,18 +178,15 @@ def test_every_number_is_that_of_an_ordinary_training_loop_to_the_last_bit(tmp_p
             assert curves.keys() == {key for point in points for key in point}
             for key, values in curves.items():  # what a point does not have is null in the curves
                 expected = [point.get(key) for point in points]
-                assert values == (
-                    [expected[0], *[None] * (len(points) - 2), expected[-1]] * 1 if key == "weights" else expected
-                )
+                if key == "weights":  # kept at the start and the end
+                    expected[1:-1] = [None] * (len(points) - 2)
+                assert values == expected
             for n, epochs in zip(updates, (14, 42), strict=True):
                 until = [point for point in points if point["step"] <= n]
                 cell = {"cell": f"width_{width}_epochs_{epochs}", "seed": seed, "width": width}
                 cell |= {"stopped_at": until[-1]["step"], "fitted": fitted(until)}
                 cell |= {key: until[-1][key] for key in ("test_loss", "test_accuracy", "train_accuracy", "recent_loss")}
-                cell["steps"] = [
-                    min([p["step"] for p in until if p["train_accuracy"] >= 0.8], default=None),
-                    fitted(until),
-                ]
+                cell["steps"] = [fitted(until, 0.8), fitted(until)]
                 cells.setdefault(cell["cell"], []).append(cell)
     assert results["cells"] == [cell for seeds in cells.values() for cell in seeds]
     ends = {cell["stopped_at"] for cell in results["cells"] if cell["cell"] == "width_6_epochs_42"}
@@ -244,7 +243,74 @@ def test_interrupted_in_several_processes_it_ends_with_the_same_numbers(tmp_path
 
 
 def test_two_ranks_end_with_the_same_numbers(tmp_path, complete):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), *CPU]
-    done = subprocess.run([*command, f"--out_dir={tmp_path}/run_0"], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    with ThreadPoolExecutor(2) as pool:
+        starts = [pool.submit(run, tmp_path / "run_0", ranks=ranks | {"RANK": rank}, cores=1) for rank in "01"]
+        ends = [start.result() for start in starts]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    assert model_steps(tmp_path / "run_0") == model_steps(complete[0])
     assert read(tmp_path / "run_0") == read(complete[0])
+
+
+def test_as_one_script_with_the_harness_it_ends_with_the_same_numbers(tmp_path, complete):
+    """Also where the import is of several lines and the path to the harness leads nowhere."""
+    script = tmp_path / "single.py"
+    script.write_text(harness.bundle(SCRIPT))
+    done = launch(*CPU, "--out_dir=run_0", script=script, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert read(tmp_path / "run_0") == read(complete[0])
+
+
+# ---- Faults ----------------------------------------------------------------------------------------------------------
+
+FAULTS = {  # what is replaced in the study, by what, and what standard error says
+    "a loss of nothing": (
+        "loss = (weights * losses).sum() / weights.sum()",
+        "loss = (weights * losses).sum() / (weights.sum() - 4)",
+        r"small_study\.py: the loss is not finite at width=\d+, seed=0, step=3\n",
+    ),
+    "what is observed is no number": (
+        'return logits | {"weights"',
+        'return {part: values / 0 * 0 for part, values in logits.items()} | {"weights"',
+        r"small_study\.py: .* not finite at width=\d+, seed=0, step=0\n",
+    ),
+    "a number that no file can hold": (
+        'numbers[f"{part}_accuracy"] = accuracy(',
+        'numbers[f"{part}_accuracy"] = torch.ones(1).numpy()[0] * accuracy(',
+        r"(?s).*  in cell width_\d+_epochs_1 \(seed 0\), after step 0\nsmall_study\.py failed: TypeError: .*float32.*",
+    ),
+    "an error in the loss": (
+        "losses = F.cross_entropy(",
+        "losses = [][len(weights)] + F.cross_entropy(",
+        r"(?s).*  line LINE in loss: losses = .*\n  in cell width_\d+_epochs_1 \(seed 0\), after step 0\n"
+        r"small_study\.py failed: IndexError: list index out of range\n",
+    ),
+    "an error in the last cell": (
+        "steps = self.first_steps(points)\n",
+        "steps = self.first_steps(points) if len(points) < 4 else 1 / 0\n",
+        r"(?s).*  line LINE in cell: steps = .*\n  in cell width_\d+_epochs_4 \(seed 0\), after step \d+\n"
+        r"small_study\.py failed: ZeroDivisionError: division by zero\n",
+    ),
+    "two trajectories of one name": (
+        'cells={n: f"width_{width}_epochs_{e}"',
+        'cells={n: f"epochs_{e}"',
+        r"(?s).*small_study\.py failed: ValueError: plan\(\) has several trajectories .*: epochs_4_s0\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_fault_tells_the_line_of_the_study_and_the_cell_and_leaves_nothing_unmended(tmp_path, what):
+    right, wrong, told = FAULTS[what]
+    source, script = SCRIPT.read_text(), tmp_path / "small_study.py"
+    assert source.count(right) == 1
+    script.write_text(source.replace(right, wrong))
+    arguments = [*CPU, "--preset", "quick", "--out_dir", tmp_path / "run_0"]
+    done = launch(*arguments, script=script)
+    told = told.replace("LINE", str(source[: source.index(right)].count("\n") + 1))
+    assert done.returncode == 1 and re.fullmatch(told, done.stderr), done.stderr
+    assert len(done.stderr) <= 1500 and not (tmp_path / "run_0" / "final_info.json").exists()
+    if "last cell" not in what:  # there the first cells were saved, by another script
+        assert launch(*arguments, script=SCRIPT).returncode == 0

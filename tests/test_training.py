@@ -513,3 +513,37 @@ def test_gpu_trains_without_host_synchronization():
             ensemble.replay()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_member_that_has_ended_cannot_fail_the_others():
+    first, second = planned(Config(n_layers=1, d_model=16, tasks=(2, 4), steps=(50,), n_test=4, seq_len=4))
+    ensemble = Ensemble([first, second], CPU, stacked=True)
+    ensemble.params["decoder.norm.weight"].data[0] = math.nan
+    first.cells = {"D2_N50": {}}
+    ensemble.advance(5, GO_ON)
+    first.cells = {}
+    with pytest.raises(harness.NotFiniteError, match="D=2, seed=0, step=6$"):
+        ensemble.advance(5, GO_ON)
+
+
+def test_a_parameter_that_has_no_optimizer_state_yet_has_none_after_continuing():
+    (progress,) = planned(Config(n_layers=1, d_model=16, tasks=(2,), steps=(50,), n_test=4, seq_len=4))
+    ensemble = Ensemble([progress], CPU, stacked=False)
+    ensemble.advance(5, GO_ON)
+    p = ensemble.params["decoder.positions"]
+    del ensemble.optimizer.state[p]
+    (progress.state,) = ensemble.states()
+    progress.step = 5
+    continued = Ensemble([progress], CPU, stacked=False)
+    continued.restore()
+    assert not continued.optimizer.state[continued.params["decoder.positions"]]
+    assert torch.equal(continued.params["decoder.positions"], p)
+
+
+def test_where_two_models_do_not_fit_they_train_alone(monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("edited")
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", full)
+    plan = planned(Config(n_layers=1, d_model=16, tasks=(2, 4), steps=(50,), n_test=4))
+    assert harness.members_that_fit(plan, CPU) == 1
