@@ -11,6 +11,7 @@ interrupted, and writes `final_info.json` and `all_results.json`.
 import abc
 import argparse
 import ast
+import builtins
 import contextlib
 import copy
 import hashlib
@@ -103,8 +104,12 @@ class Trajectory(abc.ABC):
 
     @property
     def stem(self) -> str:
-        """What its files are called."""
-        return f"{re.sub(r'[^-+.=,A-Za-z0-9]', '_', self.cells[self.updates])}_s{self.seed}"
+        """What its checkpoint is called."""
+        return self.stem_at(self.updates)
+
+    def stem_at(self, n: int) -> str:
+        """What the model of the cell of n updates is called."""
+        return f"{re.sub(r'[^-+.=,A-Za-z0-9]', '_', self.cells[n])}_s{self.seed}"
 
     def stream(self, *purpose, device="cpu") -> torch.Generator:
         """The trajectory's own random stream for this purpose."""
@@ -122,7 +127,8 @@ class Trajectory(abc.ABC):
     @abc.abstractmethod
     def batches(self, first: int, n: int, device: torch.device) -> dict[str, torch.Tensor]:
         """The batches of the updates first to first + n - 1, as tensors [n, ..]; n is always CHUNK. Whatever is random
-        in them comes from self.stream("...", first // n). A batch that is short is padded and comes with weights."""
+        in them comes from self.stream("...", first // n), or of an epoch, which lies across several calls, from
+        self.stream("...", epoch). A batch that is short is padded and comes with weights."""
 
     @abc.abstractmethod
     def loss(self, model: nn.Module, **batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -145,7 +151,7 @@ class Trajectory(abc.ABC):
     @abc.abstractmethod
     def measure(self, observed, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
         """Numbers, lists of numbers or None made of what was observed after `update` updates and of what loss()
-        reported in the last of them, oldest first. `points` are those measured before, each with its `step`."""
+        reported in the last of them, oldest first ({} at the start). `points` were measured before, each at a `step`."""
 
     def finished(self, points: list[dict]) -> bool:
         """Whether training may end early, by the measured points alone."""
@@ -221,8 +227,8 @@ class Progress:
                 if values.isnan().any():
                     raise self.not_finite(self.step)
             recent = {name: list(values) for name, values in self.recent.items()}
-            point = plain({"step": self.step, **trajectory.measure(observed, self.step, recent, self.points)})
-            self.points.append(point)
+            numbers = trajectory.measure(observed, self.step, recent, self.points)
+            self.points.append(plain({"step": self.step} | numbers | {"step": self.step}))
             early = self.step < trajectory.updates and trajectory.finished(self.points)
             for n, name in trajectory.cells.items():
                 if n == self.step or early and n > self.step:
@@ -272,9 +278,12 @@ def planned(study: Study, config) -> list[Progress]:
         for n, name in trajectory.cells.items():
             measured = tuple(update for update in trajectory.measured if update <= n)
             plan.append(Progress(replace(trajectory, cells={n: name}, measured=measured)))
-    stems = [progress.trajectory.stem for progress in plan]
-    if repeated := {stem for stem in stems if stems.count(stem) > 1}:
-        raise ValueError(f"plan() has several trajectories of the same last cell and seed: {' '.join(repeated)}")
+    stems = [t.stem_at(n) for t in (progress.trajectory for progress in plan) for n in t.cells]
+    for stem, following in itertools.pairwise(sorted(stems)):
+        if stem == following:
+            raise ValueError(f"plan() must have a cell once per seed: {stem} is there twice")
+    if not plan:
+        raise ValueError("plan() must have at least one trajectory")
     return plan
 
 
@@ -319,7 +328,7 @@ class Ensemble:
         self.params, self.buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
         if stacked:
             self.params, self.buffers = torch.func.stack_module_state(models)
-        peak = max(self.first.learning_rate(update, self.last) for update in range(self.last))
+        peak = max((self.first.learning_rate(update, self.last) for update in range(self.last)), default=0.0)
         self.optimizer = self.first.optimizer(self.params, peak)
         self.scales = [float(options["lr"]) / peak if peak else 1.0 for options in self.optimizer.param_groups]
         if device.type == "cuda":  # a graph reads its learning rate from the device
@@ -336,6 +345,9 @@ class Ensemble:
     def sample(self, chunk: int) -> dict[str, torch.Tensor]:
         """Batches [CHUNK, E, ..] of the updates from chunk * CHUNK on."""
         members = [p.trajectory.batches(chunk * CHUNK, CHUNK, self.device) for p in self.group]
+        for key, values in members[0].items():
+            if len(values) != CHUNK:
+                raise ValueError(f"batches() must give n = {CHUNK} batches, gives {len(values)} of {key}")
         return {key: torch.stack([batches[key].to(self.device) for batches in members], 1) for key in members[0]}
 
     def precision(self):
@@ -459,9 +471,12 @@ class Ensemble:
     def held(self) -> dict:
         """What a checkpoint holds, of all members: parameters, buffers and optimizer state by name, and options."""
         buffers = {name: buffer for name, buffer in self.buffers.items() if name in self.model.state_dict()}
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        aliases = self.model.named_parameters(remove_duplicate=False)  # tied parameters have several names
+        params = {alias: self.params[names[id(p)]] for alias, p in aliases}
         state = {name: self.optimizer.state[p] for name, p in self.params.items()}
         options = dict(enumerate(self.optimizer.param_groups))
-        return {"parameters": self.params, "buffers": buffers, "optimizer": state, "options": options}
+        return {"parameters": params, "buffers": buffers, "optimizer": state, "options": options}
 
     def states(self) -> list[dict]:
         """What a checkpoint holds, of every member, on the CPU."""
@@ -530,6 +545,8 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, stac
             report(len(objectives), 0, np.mean(objectives) if objectives else math.nan)
             if ensemble.step == goal and goal in measured:
                 each(Progress.measure, [group[e] for e in live], [ensemble.observe(e) for e in live])
+                for name, cell in ((name, cell) for e in live for name, cell in group[e].cells.items()):
+                    summarize(name, [cell], run.study.headlines)  # fails now rather than at the end
             due = goal in first.cells or time.monotonic() - saved > CHECKPOINT_SECONDS
             if due or stop.value or any(group[e].done for e in live):
                 states = ensemble.states()
@@ -910,9 +927,8 @@ class RunDirectory:
         trajectory = progress.trajectory
         for n in trajectory.cells:
             if n == progress.step or progress.done and n > progress.step:
-                at = replace(trajectory, cells={n: trajectory.cells[n]})
                 model = serialized(state["parameters"] | state["buffers"])
-                write_atomically(self.models / f"{at.stem}.pt", model)
+                write_atomically(self.models / f"{trajectory.stem_at(n)}.pt", model)
         # After the model: what a checkpoint says is done is not done again.
         write_atomically(self.checkpoints / f"{trajectory.stem}.pt", self.seal(content) + content)
 
@@ -969,8 +985,10 @@ def summarize(name: str, seeds: list[dict], headlines: tuple[str, ...]) -> dict:
     """
     entry = {"means": {}, "stderrs": {}, "final_info_dict": {}}
     try:
-        for key in (key for key in headlines if key in seeds[0]):
+        for key in (key for key in headlines if any(key in cell for cell in seeds)):
             values = [cell[key] for cell in seeds]
+            if not all(value is None or isinstance(value, Real) for value in values):
+                raise TypeError(f"{key} is a headline and must be a number or None, is {values}")
             there = [value for value in values if value is not None]
             stderr = np.std(there, ddof=1) / math.sqrt(len(there)) if len(there) > 1 else 0.0
             entry["means"][f"{key}_mean"] = float(np.mean(there)) if there else None
@@ -1028,7 +1046,8 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
     parser = Parser(study.path.name, description=sys.modules[Config.__module__].__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     lengths = {}  # of fields that are lists (None: any) or pairs
-    for field, hint in zip(fields(Config), typing.get_type_hints(Config).values(), strict=True):
+    hints = typing.get_type_hints(Config)
+    for field, hint in ((field, hints[field.name]) for field in fields(Config)):
         parts = typing.get_args(hint)
         optional = type(None) in parts
         if optional and len(parts) == 2:
@@ -1063,7 +1082,7 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
             if None in words and len(words) > 1 or length not in (None, len(words)) and given[name] is not None:
                 raise UserError(f"--{name} {' '.join(map(str, words))}: must be {length or 'a list of'} values")
     preset = given.get("preset", getattr(Config, "preset", None))
-    if presets and preset not in presets:
+    if presets and preset is not None and preset not in presets:
         raise UserError(f"--preset {preset}: must be {' or '.join(presets)}")
     return Config(**presets.get(preset, {}) | given), options
 
@@ -1076,6 +1095,7 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
     # Under torchrun every rank trains its share of the trajectories; the first one owns the folder.
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    plan = planned(run.study, run.config)  # before anything is written: it may refuse the configuration
     complete = [rank == 0 and run.open(restarted=attempt != "0")]
     if world > 1:
         store = next(dist.rendezvous("env://", rank, world))[0]
@@ -1089,7 +1109,6 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
             print(summary(final_info, results["timing"]))
         return
 
-    plan = planned(run.study, run.config)
     if rank == 0 and world > len(plan):
         print(f"{world} processes for {len(plan)} trajectories: {world - len(plan)} have nothing to do")
     own = plan[rank::world]
@@ -1210,8 +1229,15 @@ def bundle(script: Path) -> str:
     parts, bound = [], []
     for path in (Path(__file__), script):
         source = path.read_text()
-        tree, lines = ast.parse(source), source.splitlines()
-        imports = {}
+        tree, lines, imports = ast.parse(source), source.split("\n"), {}
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)):
+            from_harness = getattr(node, "module", None) == "harness"
+            plain_form = node in tree.body and [other.lineno for other in tree.body].count(node.lineno) == 1
+            other_form = getattr(node, "module", None) == "__future__" or "harness" in {a.name for a in node.names}
+            if other_form or from_harness and not plain_form:
+                raise UserError(
+                    f"line {node.lineno} of {script} must import names from the harness, at the top and on a line of its own"
+                )
         for node in tree.body:
             if (
                 isinstance(node, ast.ImportFrom)
@@ -1224,6 +1250,8 @@ def bundle(script: Path) -> str:
                 imports |= {a.asname or a.name.split(".")[0]: (origin, a.asname and a.name) for a in node.names}
         symbols = symtable.symtable(source, str(path), "exec").get_symbols()
         own = [symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()]
+        if shadowed := {*own} & {*dir(builtins)} - {"__doc__"}:
+            raise UserError(f"{min(shadowed)} in {script} must have another name: the harness needs Python's own")
         aliases = [a for node in tree.body if getattr(node, "module", "") == "harness" for a in node.names]
         given = {a.name for a in aliases}
         if renamed := [a.asname for a in aliases if a.asname]:
@@ -1246,6 +1274,8 @@ if __name__ == "__main__":
     command_line.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     asked = command_line.parse_args()
     try:
+        if asked.output and asked.output.resolve() == asked.script.resolve():
+            raise UserError(f"--output {asked.output}: must be another file than the study")
         if asked.output:
             write_atomically(asked.output, bundle(asked.script).encode())
         else:

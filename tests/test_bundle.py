@@ -36,6 +36,11 @@ REFUSED = {
     "a name of the harness": (IMPORT + "def train(): pass\n", "train"),
     "an import of the same name from elsewhere": (IMPORT + "from time import time\n", "time"),
     "another name for what is imported": ("from harness import stream as random_stream\n", "random_stream"),
+    "an import of the harness as a whole": ("import harness\n", "line 1"),
+    "an import inside a function": ("def f():\n    from harness import stream\n", "line 2"),
+    "an import beside another": ("import sys; from harness import stream\n", "line 1"),
+    "an import from the future": ("from __future__ import annotations\n" + IMPORT, "line 1"),
+    "a name of Python's own": (IMPORT + "def repr(x): return ''\n", "repr"),
     "a syntax error": ("def f(:\n", "invalid syntax"),
 }
 
@@ -47,6 +52,13 @@ def test_what_cannot_be_one_script_is_refused_with_one_line(tmp_path, what):
     done = bundle(tmp_path / "study.py", "-o", tmp_path / "single.py")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and word in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["study.py"]
+
+
+def test_the_study_itself_is_never_written_over(tmp_path):
+    (tmp_path / "study.py").write_text(IMPORT)
+    done = bundle(tmp_path / "study.py", "-o", tmp_path / "study.py")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert (tmp_path / "study.py").read_text() == IMPORT
 
 
 def test_a_study_that_is_not_there_is_refused_with_one_line(tmp_path):

@@ -258,6 +258,7 @@ def test_as_one_script_with_the_harness_it_ends_with_the_same_numbers(tmp_path, 
     """Also where the import is of several lines and the path to the harness leads nowhere."""
     script = tmp_path / "single.py"
     script.write_text(harness.bundle(SCRIPT))
+    assert not re.search("^(from|import) harness", script.read_text(), re.M)
     done = launch(*CPU, "--out_dir=run_0", script=script, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert read(tmp_path / "run_0") == read(complete[0])

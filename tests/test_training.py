@@ -515,6 +515,40 @@ def test_gpu_trains_without_host_synchronization():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def edited(**parts):
+    """The study with other parts."""
+    return replace(STUDY, **parts)
+
+
+def test_a_plan_that_refuses_the_configuration_is_bad_input_and_leaves_nothing(tmp_path, capsys):
+    def plan(config):
+        harness.require(config, "tasks", False, "fewer")
+
+    assert harness.run_study(edited(plan=plan), ["--out_dir", str(tmp_path / "run"), "--tasks", "4"]) == 2
+    assert capsys.readouterr().err == "experiment.py: --tasks 4: must be fewer\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_has_every_cell_once_per_seed_and_is_not_empty():
+    config = Config(n_layers=1, d_model=16, tasks=(4,), steps=(10, 20))
+    with pytest.raises(ValueError, match="at least one trajectory"):
+        harness.planned(edited(plan=lambda config: []), config)
+    twice = [
+        lambda config: experiment.plan(config) + [replace(experiment.plan(config)[0], cells={10: "D4_N10", 30: "new"})],
+        lambda config: [replace(experiment.plan(config)[0], cells={10: "same", 20: "same"})],
+    ]
+    for plan in twice:
+        with pytest.raises(ValueError, match="(D4_N10|same)_s0 is there twice"):
+            harness.planned(edited(plan=plan), config)
+
+
+@pytest.mark.parametrize("cells", [[{"a": "text"}], [{"a": [1.0, 2.0]}], [{"a": 1.0}, {}], [{}, {"a": 1.0}]])
+def test_a_headline_that_is_no_number_or_not_of_every_seed_is_refused(cells):
+    with pytest.raises((TypeError, KeyError)) as error:
+        harness.summarize("D4_N10", cells, ("a",))
+    assert error.value.__notes__ == ["in cell D4_N10"]
+
+
 def test_a_member_that_has_ended_cannot_fail_the_others():
     first, second = planned(Config(n_layers=1, d_model=16, tasks=(2, 4), steps=(50,), n_test=4, seq_len=4))
     ensemble = Ensemble([first, second], CPU, stacked=True)

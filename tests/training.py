@@ -20,6 +20,6 @@ def planned(config: Config, **settings) -> list[harness.Progress]:
 def trained(config: Config, device=CPU, stacked=False) -> harness.Progress:
     """The only trajectory of the grid at its end, the only step at which it is measured."""
     (progress,) = planned(config, measured=())
-    nowhere = SimpleNamespace(save=lambda progress, state: None)
+    nowhere = SimpleNamespace(save=lambda progress, state: None, study=STUDY)
     harness.train(nowhere, [progress], device, stacked, lambda *updates: None, GO_ON)
     return progress
