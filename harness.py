@@ -78,6 +78,11 @@ def stream(*name, device="cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
 
 
+def file_stem(cell: str, seed: int | str) -> str:
+    """What files of a cell and seed are called; for a glob pattern the seed is "[0-9]*"."""
+    return f"{re.sub(r'[^-+.=,A-Za-z0-9]', '_', cell)}_s{seed}"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory(abc.ABC):
     """One model from its start to its last update: its settings, how it is trained and what is measured of it.
@@ -109,7 +114,7 @@ class Trajectory(abc.ABC):
 
     def stem_at(self, n: int) -> str:
         """What the model of the cell of n updates is called."""
-        return f"{re.sub(r'[^-+.=,A-Za-z0-9]', '_', self.cells[n])}_s{self.seed}"
+        return file_stem(self.cells[n], self.seed)
 
     def stream(self, *purpose, device="cpu") -> torch.Generator:
         """The trajectory's own random stream for this purpose."""
@@ -151,7 +156,7 @@ class Trajectory(abc.ABC):
     @abc.abstractmethod
     def measure(self, observed, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
         """Numbers, lists of numbers or None made of what was observed after `update` updates and of what loss()
-        reported in the last of them, oldest first ({} at the start). `points` were measured before, each at a `step`."""
+        reported in the last of them, oldest first ({} at the start). `points` are those before, each at a `step`."""
 
     def finished(self, points: list[dict]) -> bool:
         """Whether training may end early, by the measured points alone."""
@@ -223,18 +228,24 @@ class Progress:
         """Add a point, and the cells that it completes. What results cannot hold fails here, not after hours."""
         trajectory = self.trajectory
         with faults_name_cells([self]):
-            for values in observed.values() if isinstance(observed, dict) else [observed]:
-                if values.isnan().any():
-                    raise self.not_finite(self.step)
+            with faults_name(trajectory.observe):
+                tensors = observed.values() if isinstance(observed, dict) else [observed]
+                defined = all(not values.isnan().any() for values in tensors)
+            if not defined:
+                raise self.not_finite(self.step)
             recent = {name: list(values) for name, values in self.recent.items()}
             numbers = trajectory.measure(observed, self.step, recent, self.points)
-            self.points.append(plain({"step": self.step} | numbers | {"step": self.step}))
+            with faults_name(trajectory.measure):
+                self.points.append(plain({"step": self.step} | numbers | {"step": self.step}))
             early = self.step < trajectory.updates and trajectory.finished(self.points)
             for n, name in trajectory.cells.items():
                 if n == self.step or early and n > self.step:
-                    self.cells[name] = plain({"cell": name, "seed": trajectory.seed, **trajectory.cell(self.points)})
+                    with faults_name(trajectory.cell):
+                        numbers = trajectory.cell(self.points)
+                        self.cells[name] = plain({"cell": name, "seed": trajectory.seed, **numbers})
             if self.done:
-                self.extras = plain(trajectory.extras(self.points))
+                with faults_name(trajectory.extras):
+                    self.extras = plain(trajectory.extras(self.points))
 
 
 @contextlib.contextmanager
@@ -250,6 +261,20 @@ def faults_name_cells(group: list[Progress], n: int | None = None):
                 left = [n for n, name in t.cells.items() if name not in reached] or t.cells
                 cells.append(f"{t.cells[n or min(left)]} (seed {t.seed})")
             error.add_note(f"in cell {', '.join(cells)}, after step {group[0].step}")
+        raise
+
+
+@contextlib.contextmanager
+def faults_name(method: Callable):
+    """An exception raised while this lasts, and not in a study's own lines, gets a note with the study's method that it
+    is about and the line where that begins."""
+    try:
+        yield
+    except Exception as error:
+        code = method.__func__.__code__
+        if all(frame.filename != code.co_filename for frame in traceback.extract_tb(error.__traceback__)):
+            where = f"{Path(code.co_filename).name} line {code.co_firstlineno}"
+            error.add_note(f"{where}: {method.__qualname__}(), or what it returned")
         raise
 
 
@@ -329,8 +354,9 @@ class Ensemble:
         if stacked:
             self.params, self.buffers = torch.func.stack_module_state(models)
         peak = max((self.first.learning_rate(update, self.last) for update in range(self.last)), default=0.0)
-        self.optimizer = self.first.optimizer(self.params, peak)
-        self.scales = [float(options["lr"]) / peak if peak else 1.0 for options in self.optimizer.param_groups]
+        with faults_name(self.first.optimizer):
+            self.optimizer = self.first.optimizer(self.params, peak)
+            self.scales = [float(options["lr"]) / peak if peak else 1.0 for options in self.optimizer.param_groups]
         if device.type == "cuda":  # a graph reads its learning rate from the device
             for options in self.optimizer.param_groups:
                 if "capturable" in options:
@@ -344,11 +370,12 @@ class Ensemble:
 
     def sample(self, chunk: int) -> dict[str, torch.Tensor]:
         """Batches [CHUNK, E, ..] of the updates from chunk * CHUNK on."""
-        members = [p.trajectory.batches(chunk * CHUNK, CHUNK, self.device) for p in self.group]
-        for key, values in members[0].items():
-            if len(values) != CHUNK:
-                raise ValueError(f"batches() must give n = {CHUNK} batches, gives {len(values)} of {key}")
-        return {key: torch.stack([batches[key].to(self.device) for batches in members], 1) for key in members[0]}
+        with faults_name(self.first.batches):
+            members = [p.trajectory.batches(chunk * CHUNK, CHUNK, self.device) for p in self.group]
+            for key, values in members[0].items():
+                if len(values) != CHUNK:
+                    raise ValueError(f"batches() must give n = {CHUNK} batches, gives {len(values)} of {key}")
+            return {key: torch.stack([batches[key].to(self.device) for batches in members], 1) for key in members[0]}
 
     def precision(self):
         bf16 = getattr(self.first.config, "precision", None) == "bf16"
@@ -439,7 +466,8 @@ class Ensemble:
         while self.step < first + n and not stop.value:
             self.set_rate(self.first.learning_rate(self.step, self.last))
             self.seed_own_draws()
-            self.replay() if self.graphed else self.update()
+            with faults_name(self.first.loss):
+                self.replay() if self.graphed else self.update()
             self.step += 1
         following = first // CHUNK + 1
         if self.graphed and following not in self.ahead and following * CHUNK < self.last:
@@ -689,6 +717,7 @@ def work(run: "RunDirectory", progress: Progress, device: torch.device, connecti
         train(run, [progress], device, False, lambda *report: connection.send(report), stop)
     except BaseException as error:
         connection.send(describe(error, run.study, run.again))
+    connection.send("")
 
 
 def train_in_processes(run: "RunDirectory", plan: list[Progress], device, workers: int, tally: Tally, stop) -> None:
@@ -696,13 +725,13 @@ def train_in_processes(run: "RunDirectory", plan: list[Progress], device, worker
     # A fork shares what is imported and costs milliseconds; elsewhere it is not safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     torch.optim.SGD([torch.zeros(())], lr=0.0)  # the first optimizer of a process imports for seconds
-    waiting, running = [progress for progress in plan if not progress.done], {}
+    waiting, running, ended = [progress for progress in plan if not progress.done], {}, set()
     try:
         while running or waiting and not stop.value:
             while waiting and len(running) < workers and not stop.value:
                 progress = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=work, args=(run, progress, device, theirs, stop), daemon=True)
+                process = context.Process(target=work, args=(run, progress, device, theirs, stop))
                 process.start()
                 theirs.close()
                 running[ours] = progress, process
@@ -713,10 +742,14 @@ def train_in_processes(run: "RunDirectory", plan: list[Progress], device, worker
                 except (EOFError, ConnectionResetError):
                     process.join()
                     del running[connection]
-                    if code := process.exitcode:
-                        ended = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                    if connection not in ended:
+                        code = process.exitcode
+                        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
                         with faults_name_cells([progress]):
-                            raise RuntimeError(f"the process that trained it {ended}") from None
+                            raise RuntimeError(f"the process that trained it {how}") from None
+                    continue
+                if message == "":
+                    ended.add(connection)
                     continue
                 if isinstance(message, str):
                     raise WorkerError(message)
@@ -790,6 +823,11 @@ def strict_json(value) -> bytes:
     return (json.dumps(strict, indent=1) + "\n").encode()
 
 
+def patterns(cells) -> list[str]:
+    """What the files of these cells are called in the folders of a run."""
+    return [f"{file_stem(cell, '[0-9]*')}.pt" for cell in cells]
+
+
 def environment(study: Study, device: torch.device) -> dict[str, str]:
     """What the numbers may depend on besides the configuration."""
 
@@ -806,7 +844,7 @@ def environment(study: Study, device: torch.device) -> dict[str, str]:
         "device_name": cuda_name or f"{platform.machine()}, {cpu_count()} cores",
         "script_sha256": sha256(study.path.read_bytes()),
         "harness_sha256": sha256(Path(__file__).read_bytes()),
-        "yardstick_sha256": sha256("".join(map(inspect.getsource, study.yardstick)).encode()),
+        "yardstick_sha256": sha256("".join(map(inspect.getsource, (*study.yardstick, *YARDSTICK_HERE))).encode()),
     }
 
 
@@ -827,7 +865,8 @@ class RunDirectory:
         """Fingerprint of the run that the folder holds: {} if it cannot be told, None if there is no run."""
         try:
             if (self.checkpoints / "fingerprint.json").exists():
-                return json.loads((self.checkpoints / "fingerprint.json").read_bytes())
+                found = json.loads((self.checkpoints / "fingerprint.json").read_bytes())
+                return {"config": dict(found["config"])} | {key: found.get(key) for key in self.OWN}
             if self.results[1].exists():
                 results = json.loads(self.results[1].read_bytes())
                 return {"config": dict(results["config"])} | {k: results["environment"].get(k) for k in self.OWN}
@@ -840,9 +879,19 @@ class RunDirectory:
         """What continues this run."""
         return f"the same command {'without --overwrite ' * self.overwrite}continues"
 
-    def open(self, restarted: bool) -> bool:
+    def cells_found(self) -> list[str]:
+        """The cells of the run that the folder holds, as far as it tells."""
+        cells = []
+        for path, key in ((self.checkpoints / "fingerprint.json", "cells"), (self.results[0], None)):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found = json.loads(path.read_bytes())
+                cells += list(found[key] if key else found)
+        return [cell for cell in cells if isinstance(cell, str)]
+
+    def open(self, plan: list[Progress], restarted: bool) -> bool:
         """Lock the folder for this process. True if it holds this run complete; UserError if it holds another."""
         missing, overwrite = [], self.overwrite and not restarted
+        cells = list(dict.fromkeys(cell for progress in plan for cell in progress.trajectory.cells.values()))
         try:
             missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             if not missing and not self.path.is_dir():
@@ -858,14 +907,16 @@ class RunDirectory:
                     "one of the same run, or come with --overwrite"
                 )
             self.remove_temporary()
+            files = patterns(dict.fromkeys([*cells, *self.cells_found()]))
             if overwrite:
+                damaged = [f"{pattern}.damaged-*" for pattern in files]
                 self.remove(self.path, "final_info.json", "all_results.json")
-                self.remove(self.checkpoints, "fingerprint.json", "*_s[0-9]*.pt", "*_s[0-9]*.pt.damaged-*")
-                self.remove(self.models, "*_s[0-9]*.pt")
+                self.remove(self.checkpoints, "fingerprint.json", *files, *damaged)
+                self.remove(self.models, *files)
             elif all(path.exists() for path in self.results) and not (self.checkpoints / "fingerprint.json").exists():
-                self.remove(self.checkpoints, "*_s[0-9]*.pt")
+                self.remove(self.checkpoints, *files)
                 return True
-            write_atomically(self.checkpoints / "fingerprint.json", strict_json(self.fingerprint))
+            write_atomically(self.checkpoints / "fingerprint.json", strict_json(self.fingerprint | {"cells": cells}))
         except BlockingIOError:
             raise UserError(f"--out_dir {self.path}: another process is running in it; must be a free folder") from None
         except (OSError, WriteError) as error:
@@ -965,7 +1016,7 @@ class RunDirectory:
             keys = dict.fromkeys(key for point in progress.points for key in point)
             curves = {key: [point.get(key) for point in progress.points] for key in keys}
             told = {"name": progress.trajectory.name, "seed": progress.trajectory.seed}
-            trajectories.append(told | progress.extras | {"curves": curves})
+            trajectories.append(told | progress.extras | told | {"curves": curves})
         results = {"config": asdict(self.config), "environment": self.environment, "trajectories": trajectories}
         results |= {"cells": [cell for seeds in cells.values() for cell in seeds], "timing": timing}
         final_info = {name: summarize(name, seeds, self.study.headlines) for name, seeds in cells.items()}
@@ -974,8 +1025,8 @@ class RunDirectory:
         write_atomically(self.results[1], long)
         write_atomically(self.results[0], short)
         if not save_models:
-            self.remove(self.models, "*_s[0-9]*.pt")
-        self.remove(self.checkpoints, "fingerprint.json", "*.pt")
+            self.remove(self.models, *patterns(names))
+        self.remove(self.checkpoints, "fingerprint.json", *patterns(names))
 
 
 def summarize(name: str, seeds: list[dict], headlines: tuple[str, ...]) -> dict:
@@ -1001,6 +1052,10 @@ def summarize(name: str, seeds: list[dict], headlines: tuple[str, ...]) -> dict:
         error.add_note(f"in cell {name}")
         raise
     return entry
+
+
+# What of the harness the headline numbers are measured with, beside a study's own yardstick.
+YARDSTICK_HERE = (Ensemble.observe, Progress.measure, summarize)
 
 
 def summary(final_info: dict, timing: dict) -> str:
@@ -1096,7 +1151,7 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     plan = planned(run.study, run.config)  # before anything is written: it may refuse the configuration
-    complete = [rank == 0 and run.open(restarted=attempt != "0")]
+    complete = [rank == 0 and run.open(plan, restarted=attempt != "0")]
     if world > 1:
         store = next(dist.rendezvous("env://", rank, world))[0]
         store = dist.PrefixStore(attempt, store)  # not the last attempt's keys
@@ -1176,7 +1231,7 @@ def describe(error: BaseException, study: Study, again: str = "") -> str:
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     lines = [*frames(seen[-1], 1), f"  {message(seen[-1], 200)}", "which led to"] if len(seen) > 1 else []
     lines += frames(error, 3)
-    lines += [f"  {note[:200]}" for note in getattr(error, "__notes__", [])[-2:]]
+    lines += [f"  {note[:200]}" for note in getattr(error, "__notes__", [])[-3:]]
     lines.append(f"{name} failed: ")
     return "\n".join(lines) + message(error, 1490 - len("\n".join(lines)))
 
@@ -1235,9 +1290,8 @@ def bundle(script: Path) -> str:
             plain_form = node in tree.body and [other.lineno for other in tree.body].count(node.lineno) == 1
             other_form = getattr(node, "module", None) == "__future__" or "harness" in {a.name for a in node.names}
             if other_form or from_harness and not plain_form:
-                raise UserError(
-                    f"line {node.lineno} of {script} must import names from the harness, at the top and on a line of its own"
-                )
+                form = "names from the harness, outside of functions and on a line of its own"
+                raise UserError(f"line {node.lineno} of {script} must import {form}")
         for node in tree.body:
             if (
                 isinstance(node, ast.ImportFrom)

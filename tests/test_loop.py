@@ -164,7 +164,23 @@ FAULTS = {
     "in the results": ({'numbers.pop("step")': 'numbers.pop("no such key")'}, "no such key"),
     "in the summary": ({"values = [cell[key] for": "values = [cell.nothing for"}, "nothing"),
     "in the kind of a mean": ({"float(np.mean(there))": "np.float32(np.mean(there))"}, "float32"),
-    "in the kind of a number": ({'"loss": math.fsum(recent': '"loss": np.float32(1) * math.fsum(recent'}, "float32"),
+    "in the kind of a number": (
+        {'"loss": math.fsum(recent': '"loss": np.float32(1) * math.fsum(recent'},
+        "UrnTrajectory.measure()",
+    ),
+    "in what the loss returns": (
+        {'        return loss, {"loss": loss}': "        return loss"},
+        "UrnTrajectory.loss()",
+    ),
+    "in what the optimizer is": (
+        {"        return torch.optim.AdamW": "        torch.optim.AdamW"},
+        "UrnTrajectory.optimizer()",
+    ),
+    "in what is observed": (
+        {"        return torch.cat(predictions)": "        return predictions"},
+        "UrnTrajectory.observe()",
+    ),
+    "an exit without a word": ({LOSS: "        import os; os._exit(0)\n" + LOSS}, "ended with status 0"),
     "with a cause": (
         {
             LOSS: """        try:

@@ -390,7 +390,15 @@ def test_another_kind_of_device_is_named(complete, tmp_path):
 def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(complete, half, tmp_path):
     folder = shutil.copytree(complete, tmp_path / "run_0")
     shutil.copytree(half / "checkpoint", folder / "checkpoint")
-    others = ["notes.txt", "models/best.pt", "models/old/notes.txt", "checkpoint/notes.txt", "checkpoint/old/D4.pt"]
+    others = [
+        "notes.txt",
+        "models/mine_s1.pt",
+        "checkpoint/mine_s1.pt",
+        "models/best.pt",
+        "models/old/notes.txt",
+        "checkpoint/notes.txt",
+        "checkpoint/old/D4.pt",
+    ]
     for name in others:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("not from a run")
