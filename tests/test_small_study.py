@@ -297,7 +297,7 @@ FAULTS = {  # what is replaced in the study, by what, and what standard error sa
     "two trajectories of one name": (
         'cells={n: f"width_{width}_epochs_{e}"',
         'cells={n: f"epochs_{e}"',
-        r"(?s).*small_study\.py failed: ValueError: plan\(\) must have a cell once per seed: epochs_1_s0 is there twice\n",
+        r"(?s).*ValueError: plan\(\) must have a cell once per seed: epochs_1_s0 is there twice\n",
     ),
 }
 
