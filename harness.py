@@ -271,8 +271,8 @@ def faults_name(method: Callable):
     try:
         yield
     except Exception as error:
-        code = method.__func__.__code__
-        if all(frame.filename != code.co_filename for frame in traceback.extract_tb(error.__traceback__)):
+        code = getattr(inspect.unwrap(method), "__code__", None)  # below decorators; None if it is no function
+        if code and all(frame.filename != code.co_filename for frame in traceback.extract_tb(error.__traceback__)):
             where = f"{Path(code.co_filename).name} line {code.co_firstlineno}"
             error.add_note(f"{where}: {method.__qualname__}(), or what it returned")
         raise
@@ -613,15 +613,15 @@ def plan_groups(plan: list[Progress], device: torch.device) -> list[tuple[list[P
     alike = {}
     for progress in plan:
         t = progress.trajectory
-        shape = id(t) if t.shape is None else t.shape
+        shape = (t,) if t.shape is None else t.shape
         same = (type(t), shape, progress.step, tuple(t.cells), t.measured, t.window, t.clip_norm)
         alike.setdefault((same, tuple(rates_of(progress, t.updates))), []).append(progress)
     groups = []
     for group in alike.values():
-        one = Ensemble(group[:1], torch.device("cpu"), stacked=False)
         size = 1
-        if len(group) > 1 and type(one.optimizer) in ELEMENTWISE:
-            size = members_that_fit(group, device)
+        if len(group) > 1:
+            one = Ensemble(group[:1], torch.device("cpu"), stacked=False)
+            size = members_that_fit(group, device) if type(one.optimizer) in ELEMENTWISE else 1
         if size < len(group):
             print(f"{len(group)} models of one shape train in groups of {size}", flush=True)
         groups += [(group[i : i + size], size > 1) for i in range(0, len(group), size)]
@@ -854,7 +854,8 @@ class RunDirectory:
     OWN = ("script_sha256", "harness_sha256", "device")  # what tells a run besides its configuration
 
     def __init__(self, path: Path, study: Study, config, device: torch.device, overwrite: bool = False):
-        self.path, self.study, self.config, self.overwrite, self.lock = path, study, config, overwrite, None
+        self.path, self.study, self.config, self.overwrite = path, study, config, overwrite
+        self.lock, self.opened = None, False
         self.checkpoints, self.models = path / "checkpoint", path / "models"
         self.results = [path / "final_info.json", path / "all_results.json"]
         self.environment = environment(study, device)  # read now: a loop may edit the script while it runs
@@ -906,6 +907,7 @@ class RunDirectory:
                     f"--out_dir {self.path}: holds another run ({self.changed(found)}); must be a new folder, "
                     "one of the same run, or come with --overwrite"
                 )
+            self.opened = True
             self.remove_temporary()
             files = patterns(dict.fromkeys([*cells, *self.cells_found()]))
             if overwrite:
@@ -947,11 +949,12 @@ class RunDirectory:
             os.close(self.lock)
 
     def abandon(self) -> None:
-        """After a failure: a folder in which nothing was saved is free for the next attempt."""
-        with contextlib.suppress(OSError):
-            self.remove_temporary()
-            if not list(self.checkpoints.glob("*.pt*")):
-                self.remove(self.checkpoints, "fingerprint.json")
+        """After a failure: a folder of this run in which nothing was saved is free for the next attempt."""
+        if self.opened:
+            with contextlib.suppress(OSError):
+                self.remove_temporary()
+                if not list(self.checkpoints.glob("*.pt*")):
+                    self.remove(self.checkpoints, "fingerprint.json")
 
     def remove(self, folder: Path, *patterns: str) -> None:
         """Remove files of a run, and a subfolder if nothing else is in it."""

@@ -1,7 +1,6 @@
 """Study and harness as one script."""
 
 import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, launch
@@ -11,8 +10,7 @@ GRID = [*TINY, "--tasks", "2", "3", "--steps", "10", "20"]
 
 
 def bundle(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "harness.py"), "bundle", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return launch("bundle", *arguments, script=ROOT / "harness.py")
 
 
 def test_one_script_runs_alone_and_gives_the_same_bytes(tmp_path):

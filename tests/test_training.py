@@ -4,9 +4,10 @@ import contextlib
 import gc
 import io
 import math
+import pickle
 import re
 import weakref
-from dataclasses import replace
+from dataclasses import fields, replace
 from unittest.mock import MagicMock
 
 import pytest
@@ -527,6 +528,45 @@ def test_a_plan_that_refuses_the_configuration_is_bad_input_and_leaves_nothing(t
     assert harness.run_study(edited(plan=plan), ["--out_dir", str(tmp_path / "run"), "--tasks", "4"]) == 2
     assert capsys.readouterr().err == "experiment.py: --tasks 4: must be fewer\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_that_fails_touches_no_folder_of_another_run(tmp_path, capsys):
+    """It has not been opened, so another process may be running in it."""
+    (tmp_path / "checkpoint").mkdir()
+    files = [tmp_path / name for name in ("checkpoint/fingerprint.json", ".final_info.json.123.tmp")]
+    for file in files:
+        file.write_text("{}")
+    assert harness.run_study(edited(plan=lambda config: []), ["--out_dir", str(tmp_path)]) == 1
+    assert "at least one trajectory" in capsys.readouterr().err
+    assert all(file.exists() for file in files)
+
+
+def test_what_a_worker_is_given_can_be_sent_where_processes_are_not_forked(tmp_path):
+    config = Config(n_layers=1, d_model=16, tasks=(4,), steps=(10,))
+    run = harness.RunDirectory(tmp_path / "run", STUDY, config, CPU)
+    run.open(planned(config), restarted=False)
+    there, progress = pickle.loads(pickle.dumps((run, planned(config)[0])))
+    assert (run.lock is not None) == (harness.fcntl is not None)
+    assert there.lock is None and there.fingerprint == run.fingerprint
+    assert (progress.trajectory.stem, progress.trajectory.config) == ("D4_N10_s0", config)
+    run.close()
+
+
+@pytest.mark.parametrize("decorated", [False, True])
+def test_a_fault_names_the_method_below_its_decorators(decorated):
+    class Returning(UrnTrajectory):
+        def observe(self, model, update):
+            return [1.0]
+
+        if decorated:
+            observe = torch.no_grad()(observe)
+
+    (progress,) = planned(Config(n_layers=1, d_model=16, tasks=(4,), steps=(10,), n_test=4))
+    settings = {field.name: getattr(progress.trajectory, field.name) for field in fields(progress.trajectory)}
+    progress.trajectory = Returning(**settings)
+    with pytest.raises(AttributeError) as error:
+        progress.measure(progress.trajectory.observe(None, 10))
+    assert re.match(r"test_training.py line \d+: .*Returning.observe\(\)", error.value.__notes__[0])
 
 
 def test_a_plan_has_every_cell_once_per_seed_and_is_not_empty():
