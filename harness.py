@@ -3,7 +3,7 @@
 A study trains small models and measures them. It gives a `Config`, whose fields are its flags, and `plan(config)`, a
 list of `Trajectory` objects: each is one model from its start to its last update, with methods that make its batches,
 its loss and its numbers. `run_study` does the rest: it trains the trajectories side by side, continues a run that was
-interrupted, and writes `final_info.json` and `all_results.json`.
+interrupted or has grown, and writes `final_info.json`, `cells.csv` and `all_results.json`.
 
     python harness.py bundle experiment.py > single.py    # a study and this file as one script
 """
@@ -14,16 +14,19 @@ import ast
 import builtins
 import contextlib
 import copy
+import csv
 import hashlib
 import inspect
 import io
 import itertools
 import json
+import linecache
 import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import platform
+import random
 import re
 import signal
 import symtable
@@ -34,7 +37,7 @@ import traceback
 import typing
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -43,11 +46,31 @@ from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import torch
-import torch.distributed as dist
-import torch.nn as nn
-from tqdm import tqdm
+SOURCES: dict[str, bytes] = {}
+
+
+def source_of(file: str) -> bytes:
+    """A script as it was when it started, also for inspect and tracebacks: a loop may edit it while it runs."""
+    if file not in SOURCES:
+        SOURCES[file] = Path(file).read_bytes()
+        linecache.cache[file] = (len(SOURCES[file]), None, SOURCES[file].decode().splitlines(keepends=True), file)
+    return SOURCES[file]
+
+
+source_of(__file__)  # and the study's, before the seconds that the next imports take
+importer = sys._getframe()
+while importer and (importer.f_code.co_filename == __file__ or importer.f_code.co_filename.startswith("<frozen ")):
+    importer = importer.f_back
+if importer and Path(importer.f_code.co_filename).is_file():
+    source_of(importer.f_code.co_filename)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import torch.nn as nn  # noqa: E402
+from torch.optim import Optimizer  # noqa: E402
+from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 try:
     import fcntl
@@ -66,7 +89,7 @@ def require(config, flag: str, ok: bool, allowed: str) -> None:
     if not ok:
         value = getattr(config, flag)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise UserError(f"--{flag} {shown}: must be {allowed}")
+        raise UserError(f"{f'--{flag} {shown}'.rstrip()}: must be {allowed}")
 
 
 def stream(*name, device="cpu") -> torch.Generator:
@@ -89,7 +112,8 @@ class Trajectory(abc.ABC):
 
     A study's class adds its own settings as fields and the methods below, written for one model. Nothing in them may
     depend on what was called before: a trajectory is continued in another process. What changes during training belongs
-    into the batches or learning_rate, for on a GPU the update is recorded once and replayed.
+    into the batches or learning_rate, for on a GPU the update is recorded once and replayed. What a list of the grid
+    means for it is among its fields, not read off `config`: a complete run may be given a longer list.
     """
 
     config: object  # the study's Config; its field `device` and, if it has one, `precision` concern the harness
@@ -165,7 +189,8 @@ class Trajectory(abc.ABC):
     @abc.abstractmethod
     def cell(self, points: list[dict]) -> dict:
         """The numbers of a cell from the points measured up to it; None stands for "never". After an early end the last
-        point has fewer updates than the cell."""
+        point has fewer updates than the cell. It is tried at the first point after the start, lest it fails at the
+        end."""
 
     def extras(self, points: list[dict]) -> dict:
         """What all_results.json keeps of the trajectory beside the curves of its points."""
@@ -178,7 +203,7 @@ class Study:
 
     Config: type  # a frozen dataclass with a comment per field; every field is a flag
     plan: Callable[[object], list[Trajectory]]  # the trajectories of a configuration
-    headlines: tuple[str, ...]  # the numbers of a cell that final_info.json has
+    headlines: Callable[[object], tuple[str, ...]]  # the numbers of a cell that final_info.json has
     yardstick: tuple  # the functions and classes that these are measured with: the results keep a hash of their source
     presets: dict[str, dict] | None = None  # by the value of Config's field `preset`: fields, below explicit flags
 
@@ -194,28 +219,74 @@ CHUNK = 100  # updates whose batches are made at once: part of what defines the 
 CHECKPOINT_SECONDS = 60
 # Optimizers that treat every element of a tensor alike: on stacked parameters they do what they do on each model's.
 ELEMENTWISE = "Adadelta Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD".split()
-ELEMENTWISE = tuple(getattr(torch.optim, name) for name in ELEMENTWISE)
+ELEMENTWISE = {getattr(torch.optim, name) for name in ELEMENTWISE}
+RUNGS = {  # of the ladder that a GPU's groups climb down where a faster one fails
+    "captured": "stacked, their update captured as a CUDA graph",
+    "stacked": "stacked, update by update",
+    "plain": "one model after the other",
+}
 
 
 class NotFiniteError(RuntimeError):
     """A loss or what was observed stopped being finite; the message names trajectory and step."""
 
 
-def plain(value):
-    """The value as plain JSON types, NaN and infinity included. TypeError if it cannot be stored."""
-    return json.loads(json.dumps(value))
+class FastPathError(RuntimeError):
+    """Models that are stacked cannot make their updates."""
+
+
+def leaves(value, name: str = "") -> Iterator[tuple[str, object]]:
+    """What nested dicts and lists hold, by names such as a.b.0."""
+    if not isinstance(value, dict | list | tuple):
+        yield name, value
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from leaves(inner, f"{name}.{key}" if name else str(key))
+
+
+def plain(numbers: dict) -> dict:
+    """As plain JSON types, NaN and infinity included. TypeError with the key of what cannot be stored."""
+    for key, value in numbers.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{key} must be numbers, text or None, is {value!r:.100}: {error}") from None
+    return json.loads(json.dumps(numbers))
+
+
+def rates_of(trajectory: Trajectory, n: int) -> list[float]:
+    """The learning rates of the n updates to a cell. ValueError if one is no rate."""
+    with faults_name([Progress(trajectory)], n=n):
+        rates = [trajectory.learning_rate(update, n) for update in range(n)]
+        for update, rate in enumerate(rates):
+            if not (isinstance(rate, Real) and 0 <= rate < math.inf):
+                raise ValueError(
+                    f"learning_rate() must be a finite number of at least 0, is {rate!r} at update {update}"
+                )
+        return rates
 
 
 class Progress:
     """Where a trajectory stands: what its checkpoint holds."""
 
+    HELD = ("step", "state", "recent", "points", "cells", "extras", "models", "rungs")
+
     def __init__(self, trajectory: Trajectory):
         self.trajectory = trajectory
-        self.step, self.state = 0, None  # after which update, and models and optimizer there
+        self.restart()
+
+    def restart(self) -> None:
+        self.step, self.state = 0, None  # after which update, and model and optimizer there
         self.recent: dict[str, deque[float]] = {}  # what loss() reported in the last updates
         self.points: list[dict] = []  # what was measured, in the order of the steps
         self.cells: dict[str, dict] = {}  # the cells that are reached, all of them at an early end
         self.extras: dict = {}
+        self.models: dict[str, dict] = {}  # the weights of these cells, by the names of their files
+        self.rungs: list[str] = []  # on which it was trained
+
+    @cached_property
+    def rates(self) -> list[float]:
+        return rates_of(self.trajectory, self.trajectory.updates)
 
     @property
     def done(self) -> bool:
@@ -227,35 +298,59 @@ class Progress:
     def measure(self, observed) -> None:
         """Add a point, and the cells that it completes. What results cannot hold fails here, not after hours."""
         trajectory = self.trajectory
-        with faults_name_cells([self]):
-            with faults_name(trajectory.observe):
-                tensors = observed.values() if isinstance(observed, dict) else [observed]
-                defined = all(not values.isnan().any() for values in tensors)
-            if not defined:
+        with faults_name([self], trajectory.observe):
+            tensors = observed.values() if isinstance(observed, dict) else [observed]
+            if any(values.isnan().any() for values in tensors):
                 raise self.not_finite(self.step)
+        with faults_name([self], trajectory.measure):
             recent = {name: list(values) for name, values in self.recent.items()}
             numbers = trajectory.measure(observed, self.step, recent, self.points)
-            with faults_name(trajectory.measure):
-                self.points.append(plain({"step": self.step} | numbers | {"step": self.step}))
+            self.points.append(plain({"step": self.step} | numbers | {"step": self.step}))
+        with faults_name([self], trajectory.finished):
             early = self.step < trajectory.updates and trajectory.finished(self.points)
-            for n, name in trajectory.cells.items():
-                if n == self.step or early and n > self.step:
-                    with faults_name(trajectory.cell):
-                        numbers = trajectory.cell(self.points)
-                        self.cells[name] = plain({"cell": name, "seed": trajectory.seed, **numbers})
-            if self.done:
-                with faults_name(trajectory.extras):
-                    self.extras = plain(trajectory.extras(self.points))
+        self.reach({n for n in trajectory.cells if n == self.step or early and n > self.step})
+
+    def reach(self, cells: set[int]) -> None:
+        """Make the cells of so many updates from the points."""
+        trajectory = self.trajectory
+        for n in sorted(cells):
+            with faults_name([self], trajectory.cell, n):
+                self.cells[trajectory.cells[n]] = plain(
+                    {"cell": trajectory.cells[n], "seed": trajectory.seed, **trajectory.cell(self.points)}
+                )
+        if self.done:
+            with faults_name([self], trajectory.extras):
+                self.extras = plain(trajectory.extras(self.points))
+
+    def rehearsal(self) -> "Progress":
+        """The same, with the cells to come as if they were reached."""
+        trial = copy.copy(self)
+        trial.cells = {}
+        trial.reach({*self.trajectory.cells})
+        return trial
+
+    def grows_from(self, other: "Progress") -> bool:
+        """Whether it is the other one, with perhaps more cells: every setting is the same and so are its updates."""
+        new, old = self.trajectory, other.trajectory
+        free = {"config", "cells", "measured"}
+        same = all(getattr(new, f.name) == getattr(old, f.name) for f in fields(new) if f.name not in free)
+        return same and old.cells.items() <= new.cells.items() and self.rates[: old.updates] == other.rates
 
 
 @contextlib.contextmanager
-def faults_name_cells(group: list[Progress], n: int | None = None):
-    """An exception raised while this lasts gets a note with the cells, at most four, that these trajectories are on
-    their way to, or that of n updates."""
+def faults_name(group: list[Progress], method: Callable | None = None, n: int | None = None):
+    """An exception raised while this lasts gets notes: the study's method that it is about, unless it was raised in the
+    study's own lines, and the cells, at most four, that these trajectories are on their way to, or that of n updates.
+    """
     try:
         yield
     except BaseException as error:
-        if not any(note.startswith("in cell") for note in getattr(error, "__notes__", [])):
+        code = getattr(inspect.unwrap(method), "__code__", None) if method else None  # of no function: None
+        frames = traceback.extract_tb(error.__traceback__)
+        if code and isinstance(error, Exception) and all(frame.filename != code.co_filename for frame in frames):
+            where = f"{Path(code.co_filename).name} line {code.co_firstlineno}"
+            error.add_note(f"{where}: {method.__qualname__}(), or what it returned")
+        if group and not any(note.startswith("in cell") for note in getattr(error, "__notes__", [])):
             cells = []
             for t, reached in ((progress.trajectory, progress.cells) for progress in group[:4]):
                 left = [n for n, name in t.cells.items() if name not in reached] or t.cells
@@ -264,40 +359,13 @@ def faults_name_cells(group: list[Progress], n: int | None = None):
         raise
 
 
-@contextlib.contextmanager
-def faults_name(method: Callable):
-    """An exception raised while this lasts, and not in a study's own lines, gets a note with the study's method that it
-    is about and the line where that begins."""
-    try:
-        yield
-    except Exception as error:
-        code = getattr(inspect.unwrap(method), "__code__", None)  # below decorators; None if it is no function
-        if code and all(frame.filename != code.co_filename for frame in traceback.extract_tb(error.__traceback__)):
-            where = f"{Path(code.co_filename).name} line {code.co_firstlineno}"
-            error.add_note(f"{where}: {method.__qualname__}(), or what it returned")
-        raise
-
-
-def rates_of(progress: Progress, n: int) -> list[float]:
-    """The learning rates of the n updates to a cell. ValueError if one is no rate."""
-    with faults_name_cells([progress], n):
-        rates = [progress.trajectory.learning_rate(update, n) for update in range(n)]
-        for update, rate in enumerate(rates):
-            if not (isinstance(rate, Real) and 0 <= rate < math.inf):
-                raise ValueError(
-                    f"learning_rate() must be a finite number of at least 0, is {rate!r} at update {update}"
-                )
-        return rates
-
-
 def planned(study: Study, config) -> list[Progress]:
     """The trajectories of a study before their first update. One whose learning rates depend on how many updates there
     are is trained once for each of its cells: the model on its way to many updates is not that of few."""
     plan = []
-    for trajectory in study.plan(config):
-        progress = Progress(trajectory)
-        rates = {n: rates_of(progress, n) for n in trajectory.cells}
-        if all(rates[n] == rates[trajectory.updates][:n] for n in rates):
+    for progress in map(Progress, study.plan(config)):
+        trajectory = progress.trajectory
+        if all(rates_of(trajectory, n) == progress.rates[:n] for n in trajectory.cells if n != trajectory.updates):
             plan.append(progress)
             continue
         for n, name in trajectory.cells.items():
@@ -332,45 +400,75 @@ def clip_by_member(params: list[torch.Tensor], max_norm: float) -> None:
         g.mul_(factors.view(-1, *[1] * (g.ndim - 1)))
 
 
-class Ensemble:
-    """Models of trajectories of one shape, trained in lockstep.
+def optimizers_in(value) -> list[Optimizer]:
+    """An optimizer and those that it keeps, as attributes or in lists and dicts that are attributes."""
+    found, waiting, seen = [], [value, vars(value) if hasattr(value, "__dict__") else ()], set()
+    while waiting:
+        value = waiting.pop(0)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Optimizer):
+            found.append(value)
+            waiting.append({key: inner for key, inner in vars(value).items() if key not in ("state", "param_groups")})
+        elif isinstance(value, dict | list | tuple):
+            waiting += value.values() if isinstance(value, dict) else value
+    return found
 
-    Stacked, on a GPU, all models are one program: their parameters are [E, ..], and one update of all of them is
-    captured as a CUDA graph and replayed without host synchronization. Otherwise there is one model, in plain PyTorch.
+
+class Ensemble:
+    """Models of trajectories of one shape, trained in lockstep on a rung of the ladder.
+
+    Stacked, on a GPU, all models are one program: their parameters are [E, ..], and one update of all of them may be
+    captured as a CUDA graph and replayed without host synchronization. Plain, there is one model in plain PyTorch.
     """
 
-    def __init__(self, group: list[Progress], device: torch.device, stacked: bool):
-        self.group, self.device, self.stacked = group, device, stacked
+    def __init__(self, group: list[Progress], device: torch.device, rung: str = "plain"):
+        self.group, self.device = group, device
+        self.stacked, self.captured = rung != "plain", rung == "captured"
         self.first = group[0].trajectory
         self.step, self.last, self.lr = 0, self.first.updates, None
         models = []
         for progress in group:
-            with faults_name_cells([progress]), torch.random.fork_rng(devices=[]):
+            with faults_name([progress]), torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(progress.trajectory.stream("initial weights").initial_seed())
                 models.append(progress.trajectory.model().to(device))
         self.model = models[0]  # stacked: the plain model that members are put into
         self.objective = Objective(self.first, self.model)
         self.params, self.buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
-        if stacked:
+        if self.stacked:
             self.params, self.buffers = torch.func.stack_module_state(models)
-        peak = max((self.first.learning_rate(update, self.last) for update in range(self.last)), default=0.0)
-        with faults_name(self.first.optimizer):
-            self.optimizer = self.first.optimizer(self.params, peak)
-            self.scales = [float(options["lr"]) / peak if peak else 1.0 for options in self.optimizer.param_groups]
-        if device.type == "cuda":  # a graph reads its learning rate from the device
-            for options in self.optimizer.param_groups:
-                if "capturable" in options:
-                    options["capturable"], options["lr"] = True, torch.tensor(float(options["lr"]), device=device)
+        self.peak = max(group[0].rates, default=0.0)
+        with faults_name([], self.first.optimizer):
+            self.optimizer = self.first.optimizer(self.params, self.peak)
+            self.optimizers = optimizers_in(self.optimizer)
+            self.options = list({id(o): o for kept in self.optimizers for o in kept.param_groups}.values())
+            self.scales = [float(options["lr"]) / self.peak if self.peak else 1.0 for options in self.options]
+            self.names = {id(p): name for name, p in self.params.items()}
+            grouped = {id(p) for options in self.options for p in options["params"]}
+            for name, p in self.params.items():
+                if p.requires_grad and id(p) not in grouped:
+                    raise ValueError(f"optimizer() must have every trainable parameter in a group: {name} is in none")
+            if grouped - self.names.keys():
+                raise ValueError("optimizer() must be given parameters of the model alone: checkpoints hold no others")
+        for options in self.options if self.captured else ():  # a graph reads its learning rate from the device
+            if "capturable" in options:
+                options["capturable"], options["lr"] = True, torch.tensor(float(options["lr"]), device=device)
         self.chunk, self.batches, self.ahead = None, {}, {}
-        self.reported, self.names = None, []
+        self.reported, self.reports, self.checked, self.reduced = None, [], False, True
         self.cursor = torch.zeros(1, dtype=torch.int64, device=device)
+        self.graph, self.warm_up = None, 3
+        self.side = torch.cuda.Stream(device) if self.captured else None
         self.own_draws = self.first.stream("own draws").initial_seed()
-        self.graphed, self.graph, self.warm_up = device.type == "cuda", None, 3
-        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.generators = [g for m in self.model.modules() for g in vars(m).values() if isinstance(g, torch.Generator)]
+        self.generators.append(torch.default_generator)
+        if device.type == "cuda":
+            self.generators.append(torch.cuda.default_generators[device.index or 0])
 
     def sample(self, chunk: int) -> dict[str, torch.Tensor]:
         """Batches [CHUNK, E, ..] of the updates from chunk * CHUNK on."""
-        with faults_name(self.first.batches):
+        with faults_name([], self.first.batches):
+            self.seed(-1 - chunk)
             members = [p.trajectory.batches(chunk * CHUNK, CHUNK, self.device) for p in self.group]
             for key, values in members[0].items():
                 if len(values) != CHUNK:
@@ -378,7 +476,7 @@ class Ensemble:
             return {key: torch.stack([batches[key].to(self.device) for batches in members], 1) for key in members[0]}
 
     def precision(self):
-        bf16 = getattr(self.first.config, "precision", None) == "bf16"
+        bf16 = self.reduced and getattr(self.first.config, "precision", None) == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
     def losses(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -398,7 +496,8 @@ class Ensemble:
         """One update of every model, on the batch under the cursor, without host synchronization."""
         batch = {key: values.index_select(0, self.cursor)[0] for key, values in self.batches.items()}
         objectives, reported = self.losses(batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.params.values():
+            p.grad = None
         objectives.sum().backward()  # the models share no parameter: the gradient of the sum is every model's own
         if self.first.clip_norm is not None:
             clip = clip_by_member if self.stacked else nn.utils.clip_grad_norm_
@@ -406,9 +505,9 @@ class Ensemble:
         self.optimizer.step()
         if self.reported is None:
             kind = torch.float32 if self.device.type == "mps" else torch.float64
-            self.names = list(reported)
+            self.reports = list(reported)
             self.reported = torch.zeros(CHUNK, len(self.group), 1 + len(reported), dtype=kind, device=self.device)
-        row = torch.stack([objectives, *(reported[name] for name in self.names)], 1).detach()
+        row = torch.stack([objectives, *(reported[name] for name in self.reports)], 1).detach()
         self.reported.index_copy_(0, self.cursor, row[None].to(self.reported.dtype))
         self.cursor += 1
 
@@ -438,23 +537,60 @@ class Ensemble:
             self.batches[key].copy_(values)
 
     def set_rate(self, lr: float) -> None:
+        """The rate of the next update. Groups of parameters keep the ratio of their rates."""
         if lr == self.lr:
             return
-        for options, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
+        for options, scale in zip(self.options, self.scales, strict=True):
             if isinstance(options["lr"], torch.Tensor):
                 options["lr"].fill_(lr * scale)
             elif options["lr"] != lr * scale:  # a number is part of the graph: it is captured anew
                 options["lr"], self.graph, self.warm_up = lr * scale, None, 3
         self.lr = lr
 
-    def seed_own_draws(self) -> None:
-        """Seed the generators that models draw from by themselves (dropout), for the next update alone."""
-        seed = (self.own_draws + self.step) % 2**63
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
-        elif self.device.type == "mps":
+    def seed(self, purpose: int) -> None:
+        """Seed all that models draw from by themselves (dropout), for the update of this number or what else it is."""
+        seed = (self.own_draws + purpose) % 2**63
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        for generator in self.generators:
+            generator.manual_seed(seed)
+        if self.device.type == "mps":
             torch.mps.manual_seed(seed)
+
+    def make(self, lr: float) -> None:
+        """Make one update at this rate."""
+        self.set_rate(lr)
+        self.seed(self.step)
+        with faults_name([], self.first.loss):
+            if self.checked:
+                self.replay() if self.captured else self.update()
+            else:
+                self.make_first()
+        self.step += 1
+
+    def make_first(self) -> None:
+        """Make the first update of this ensemble. ValueError with the name of what a checkpoint cannot hold."""
+        stepped, self.checked = [], True
+        hook = register_optimizer_step_post_hook(lambda optimizer, *_: stepped.append(optimizer))
+        try:
+            self.replay() if self.captured else self.update()
+        finally:
+            hook.remove()
+        held = {}
+        for kept in self.optimizers:
+            for p, state in kept.state.items():
+                if id(p) not in self.names:
+                    raise ValueError(f"the optimizer's state must be by parameter, has {p!r:.80}")
+                held |= {f"state {key!r} of {self.names[id(p)]}": value for key, value in state.items()}
+        for options in self.held()["options"].values():
+            held |= {f"option {key}": value for key, value in leaves(options) if type(value) is not str}
+        for name, value in held.items():
+            if type(value) not in (int, float, bool, type(None)) and not isinstance(value, torch.Tensor):
+                raise ValueError(f"the optimizer's {name} must be a tensor or a number, is {value!r:.80}")
+        for kind in (type(optimizer).__name__ for optimizer in stepped if optimizer not in self.optimizers):
+            raise ValueError(
+                f"optimizer() must keep the {kind} that makes steps too in an attribute of what it returns"
+            )
 
     def advance(self, n: int, stop) -> tuple[list[float], list[dict[str, list[float]]]]:
         """Make n updates within one chunk, fewer once stop.value is true. The objectives of all members, and of every
@@ -464,24 +600,20 @@ class Ensemble:
             self.load(self.step // CHUNK)
         self.cursor.fill_(start)
         while self.step < first + n and not stop.value:
-            self.set_rate(self.first.learning_rate(self.step, self.last))
-            self.seed_own_draws()
-            with faults_name(self.first.loss):
-                self.replay() if self.graphed else self.update()
-            self.step += 1
+            self.make(self.group[0].rates[self.step])
         following = first // CHUNK + 1
-        if self.graphed and following not in self.ahead and following * CHUNK < self.last:
+        if self.captured and following not in self.ahead and following * CHUNK < self.last:
             self.ahead = {following: self.sample(following)}  # drawn while the GPU works
         if self.step == first:
             return [], [{} for _ in self.group]
-        reported = self.reported[start : start + self.step - first].cpu()  # [n, E, 1 + names]
+        reported = self.reported[start : start + self.step - first].cpu()  # [n, E, 1 + reports]
         for member, progress in enumerate(self.group):  # one that has ended early may do what it likes
             if not progress.done and not (finite := reported[:, member].isfinite().all(1)).all():
                 raise progress.not_finite(first + finite.int().argmin().item() + 1)
-        rates = [float(options["lr"]) for options in self.optimizer.param_groups]
+        rates = [float(options["lr"]) for options in self.options]
         if not np.allclose(rates, [self.lr * scale for scale in self.scales], rtol=1e-6, atol=1e-30):  # float32 tensors
             raise RuntimeError("a schedule belongs in learning_rate(): elsewhere nothing notices what depends on it")
-        by_member = [dict(zip(self.names, own[:, 1:].T.tolist(), strict=True)) for own in reported.unbind(1)]
+        by_member = [dict(zip(self.reports, own[:, 1:].T.tolist(), strict=True)) for own in reported.unbind(1)]
         return reported[..., 0].flatten().tolist(), by_member
 
     @torch.no_grad()
@@ -490,6 +622,7 @@ class Ensemble:
         if self.stacked:
             for name, value in itertools.chain(self.model.named_parameters(), self.model.named_buffers()):
                 value.copy_((self.params | self.buffers)[name][member])
+        self.seed(2**62 + self.step)
         self.model.eval()
         with self.precision():
             observed = self.group[member].trajectory.observe(self.model, self.step)
@@ -497,33 +630,41 @@ class Ensemble:
         return observed
 
     def held(self) -> dict:
-        """What a checkpoint holds, of all members: parameters, buffers and optimizer state by name, and options."""
+        """What a checkpoint holds, of all members: parameters, buffers, optimizer state, and options but for rates."""
         buffers = {name: buffer for name, buffer in self.buffers.items() if name in self.model.state_dict()}
         names = {id(p): name for name, p in self.model.named_parameters()}
         aliases = self.model.named_parameters(remove_duplicate=False)  # tied parameters have several names
         params = {alias: self.params[names[id(p)]] for alias, p in aliases}
-        state = {name: self.optimizer.state[p] for name, p in self.params.items()}
-        options = dict(enumerate(self.optimizer.param_groups))
-        return {"parameters": params, "buffers": buffers, "optimizer": state, "options": options}
+        states = [{self.names[id(p)]: state for p, state in kept.state.items()} for kept in self.optimizers]
+        fixed = ("params", "lr", "capturable")
+        options = [{key: value for key, value in o.items() if key not in fixed} for o in self.options]
+        held = {"optimizers": dict(enumerate(states)), "options": dict(enumerate(options))}
+        return {"parameters": params, "buffers": buffers} | held
+
+    def numbers(self) -> list[tuple[dict, dict]]:
+        """The attributes of every module and optimizer, and those of them that are numbers, such as counters."""
+        keepers = [vars(keeper) for keeper in (*self.model.modules(), *self.optimizers)]
+        return [(own, {key: value for key, value in own.items() if type(value) in (int, float)}) for own in keepers]
 
     def states(self) -> list[dict]:
         """What a checkpoint holds, of every member, on the CPU."""
 
         def part(value, member: int):
             if isinstance(value, dict):
-                return {key: part(inner, member) for key, inner in value.items() if key != "params"}
+                return {key: part(inner, member) for key, inner in value.items()}
             if isinstance(value, torch.Tensor):  # of what goes by elements only numbers for all members have no axis
                 return (value[member] if self.stacked and value.ndim else value).detach().cpu().clone()
             return copy.deepcopy(value)
 
-        return [part(self.held(), member) for member in range(len(self.group))]
+        numbers = [numbers for _, numbers in self.numbers()]
+        return [part(self.held(), member) | {"numbers": numbers} for member in range(len(self.group))]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Continue where the checkpoints of all members, of the same step, stopped."""
 
         def fill(target: dict, values: list[dict]):
-            for key in target.keys() - values[0].keys() - {"params"}:
+            for key in target.keys() - values[0].keys():
                 del target[key]
             for key, value in values[0].items():
                 if isinstance(value, dict):
@@ -534,37 +675,149 @@ class Ensemble:
                 else:
                     target[key] = value
 
+        saved = [progress.state for progress in self.group]
         for p in self.params.values():
             p.grad = torch.zeros_like(p)
         self.optimizer.step()  # makes the state that is filled now
-        fill(self.held(), [progress.state for progress in self.group])
+        for i, kept in enumerate(self.optimizers):
+            for p in [p for p in kept.state if self.names[id(p)] not in saved[0]["optimizers"][i]]:
+                del kept.state[p]
+        held = self.held()
+        fill(held, [{key: own[key] for key in held} for own in saved])
+        for options, (_, values) in zip(self.options, saved[0]["options"].items(), strict=True):
+            options.update(values)
+        for (own, _), values in zip(self.numbers(), saved[0]["numbers"], strict=True):
+            own.update(values)
         self.step = self.group[0].step
 
 
-def train(run: "RunDirectory", group: list[Progress], device: torch.device, stacked: bool, report, stop) -> None:
+def trial(group: list[Progress], device: torch.device, rung: str, training=True, nudge=0.0) -> list[dict]:
+    """What updates make of the first and of the last model, on copies and in float32: the last gradients, parameters,
+    buffers and the optimizers' state less what they were before, by name. After four updates at half the highest rate,
+    in which a graph is captured, come four at the highest. nudge: how far off parameters start, relative to their size.
+    """
+    ensemble = Ensemble(group, device, rung)
+    ensemble.reduced = False
+    if group[0].step:
+        ensemble.restore()
+    ensemble.model.train(training)
+    generator = torch.Generator().manual_seed(0)
+    for p in ensemble.params.values():
+        p.data.mul_(1 + nudge * (2 * torch.rand(p.shape, generator=generator).to(p) - 1))
+
+    def state(member: int) -> dict[str, torch.Tensor]:
+        held = ensemble.states()[member]
+        kinds = {kind: held[kind] for kind in ("parameters", "buffers", "optimizers")}
+        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in leaves(kinds)}
+
+    ensemble.load(ensemble.step // CHUNK)
+    ends = sorted({0, len(group) - 1})
+    starts = [state(member) for member in ends]
+    for update in range(8):
+        ensemble.make(ensemble.peak * (0.5 if update < 4 else 1.0))
+    found = [
+        {name: end - start.get(name, 0) for name, end in state(e).items()}
+        for e, start in zip(ends, starts, strict=True)
+    ]
+    for member, numbers in zip(ends, found, strict=True):
+        for name, p in ensemble.params.items():
+            if p.grad is not None:
+                numbers[f"gradients.{name}"] = (p.grad[member] if ensemble.stacked else p.grad).cpu().double()
+    return found
+
+
+def disagreement(group: list[Progress], device: torch.device, rung: str) -> str | None:
+    """How this rung fails, or differs from plain PyTorch by more than 1e-4 and what rounding explains: ten times the
+    effect of parameters that are off by 1e-6. None if it does not."""
+    ends = list(dict.fromkeys([group[0], group[-1]]))
+    draws = Ensemble(ends[:1], device)
+    draws.load(draws.step // CHUNK)
+    draws.make(draws.peak)
+    fresh = [torch.Generator(generator.device).manual_seed(generator.initial_seed()) for generator in draws.generators]
+    states = zip(draws.generators, fresh, strict=True)
+    training = all(torch.equal(one.get_state(), other.get_state()) for one, other in states)  # else without its draws
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        plain, nudged = ([trial([p], device, "plain", training, nudge)[0] for p in ends] for nudge in (0.0, 1e-6))
+        try:
+            fast = trial(group, device, rung, training)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    for progress, ours, theirs, near in zip(ends, fast, plain, nudged, strict=True):
+        if ours.keys() != theirs.keys():
+            return f"{min(ours.keys() ^ theirs.keys())} of {progress.trajectory.name} is on one side alone"
+        for name, wanted in theirs.items():
+            difference, size = (ours[name] - wanted).norm(), wanted.norm()
+            if not difference <= 1e-4 * size + 10 * (near[name] - wanted).norm():
+                return f"{name} of {progress.trajectory.name} differs by {difference:.1e}, is {size:.1e}"
+    return None
+
+
+def train_group(run: "RunDirectory", group: list[Progress], device: torch.device, rung: str, report, stop) -> None:
+    """Train a group on this rung of the ladder; where that fails, in halves if memory is short, else on the next."""
+    waiting = [(group, rung)]
+    while waiting and not stop.value:
+        group, rung = waiting.pop(0)
+        if rung == "plain":
+            for progress in group:
+                if not stop.value:
+                    train(run, [progress], device, rung, report, stop)
+            continue
+        try:
+            fault, parts = disagreement(group, device, rung), 1
+            if not fault:
+                train(run, group, device, rung, report, stop)
+                continue
+        except torch.OutOfMemoryError:
+            fault, parts = "out of memory", min(2, len(group))
+        except FastPathError as error:
+            fault, parts = str(error), 1
+        before = sum(progress.step for progress in group)
+        for progress in group:
+            progress.restart()
+            run.load(progress)
+        report(0, sum(progress.step for progress in group) - before, math.nan)
+        left = [progress for progress in group if not progress.done]
+        following = rung if parts == 2 else list(RUNGS)[list(RUNGS).index(rung) + 1]
+        how = "in halves" if parts == 2 else RUNGS[following]
+        who = f"{len(group)} models ({group[0].trajectory.name}, ..)"
+        print(one_line(f"{who} not {RUNGS[rung]}: {fault}; now {how}", 1000), file=sys.stderr, flush=True)
+        size = -(-len(left) // parts)
+        waiting[:0] = [(left[i : i + size], following) for i in range(0, len(left), max(1, size))]
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung: str, report, stop) -> None:
     """Train trajectories of one shape and step to their ends, or until stop.value; measure and checkpoint on the way.
 
     report(updates, skipped, loss) tells of updates that were made, and of those that an early end saves.
     """
-    first, saved = group[0].trajectory, time.monotonic()
+    first, saved, rehearsed = group[0].trajectory, time.monotonic(), False
     measured = {*first.measured, *first.cells}
-    members = ThreadPoolExecutor(min(len(group), cpu_count()), initializer=prepare_thread, initargs=(device,))
-    with faults_name_cells(group), members:
-
-        def each(function, *arguments):  # one alone stays in this thread
-            if len(group) == 1:
-                return list(function(*values) for values in zip(*arguments, strict=True))
-            return list(members.map(function, *arguments))
-
-        each(lambda progress: progress.trajectory.data, group)
-        ensemble = Ensemble(group, device, stacked)
+    threads = ThreadPoolExecutor(min(len(group), cpu_count()), initializer=prepare_thread, initargs=(device,))
+    with faults_name(group), threads:
+        list(threads.map(lambda progress: progress.trajectory.data, group))
+        ensemble = Ensemble(group, device, rung)
         if group[0].step:
             ensemble.restore()
+        for progress in group:
+            progress.rungs += [rung] * (rung not in progress.rungs)
         report(0, 0, math.nan)
         for goal in sorted({*range(CHUNK, first.updates, CHUNK), *measured}):
             if goal < ensemble.step or goal == ensemble.step and (goal > 0 or group[0].points):
                 continue
-            objectives, reported = ensemble.advance(goal - ensemble.step, stop)
+            try:
+                objectives, reported = ensemble.advance(goal - ensemble.step, stop)
+            except Exception as error:
+                if rung == "plain" or isinstance(error, NotFiniteError | torch.OutOfMemoryError):
+                    raise
+                raise FastPathError(f"{type(error).__name__}: {error}") from error
             live = [e for e, progress in enumerate(group) if not progress.done]
             for e in live:
                 group[e].step = ensemble.step
@@ -572,13 +825,15 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, stac
                     group[e].recent.setdefault(name, deque(maxlen=first.window)).extend(values)
             report(len(objectives), 0, np.mean(objectives) if objectives else math.nan)
             if ensemble.step == goal and goal in measured:
-                each(Progress.measure, [group[e] for e in live], [ensemble.observe(e) for e in live])
-                for name, cell in ((name, cell) for e in live for name, cell in group[e].cells.items()):
-                    summarize(name, [cell], run.study.headlines)  # fails now rather than at the end
+                list(threads.map(Progress.measure, [group[e] for e in live], [ensemble.observe(e) for e in live]))
+                for progress in (group[e] for e in live if goal and (goal in first.cells or not rehearsed)):
+                    with faults_name([progress]):
+                        run.contents([progress.rehearsal()], {})  # fails now rather than at the end
+                rehearsed = rehearsed or goal > 0
             due = goal in first.cells or time.monotonic() - saved > CHECKPOINT_SECONDS
             if due or stop.value or any(group[e].done for e in live):
                 states = ensemble.states()
-                each(run.save, [group[e] for e in live], [states[e] for e in live])
+                list(threads.map(run.save, [group[e] for e in live], [states[e] for e in live]))
                 saved = time.monotonic()
             if all(progress.done for progress in group):
                 return report(0, len(group) * (first.updates - ensemble.step), math.nan)
@@ -592,39 +847,40 @@ def members_that_fit(group: list[Progress], device: torch.device) -> int:
     def peak(members: list[Progress]) -> int:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        trial = Ensemble(members, device, stacked=True)
-        trial.advance(min(5, trial.last), SimpleNamespace(value=False))
-        trial.observe(0)
+        tried = Ensemble(members, device, "captured")
+        tried.advance(min(5, tried.last), SimpleNamespace(value=False))
+        tried.observe(0)
         return torch.cuda.max_memory_allocated(device) - before
 
     try:
         one, two = peak(group[:1]), peak(group[:2])
-    except torch.cuda.OutOfMemoryError:
+    except torch.OutOfMemoryError:
         return 1
+    except Exception:  # whoever trains them finds out why
+        return len(group)
     torch.cuda.empty_cache()
     return max(1, 1 + int((0.8 * torch.cuda.mem_get_info(device)[0] - one) / max(1, two - one)))
 
 
-def plan_groups(plan: list[Progress], device: torch.device) -> list[tuple[list[Progress], bool]]:
-    """Which trajectories train together, and whether stacked: on a GPU as many as fit that do the same from the same
-    step on, elsewhere each alone."""
-    if device.type != "cuda":
-        return [([progress], False) for progress in plan]
+def plan_groups(plan: list[Progress], device: torch.device, rung: str = "captured") -> list[tuple[list[Progress], str]]:
+    """Which trajectories train together, and from which rung of the ladder on: on a GPU as many as fit that do the same
+    from the same step on, elsewhere each alone."""
+    if device.type != "cuda" or rung == "plain":
+        return [([progress], "plain") for progress in plan]
     alike = {}
     for progress in plan:
         t = progress.trajectory
         shape = (t,) if t.shape is None else t.shape
         same = (type(t), shape, progress.step, tuple(t.cells), t.measured, t.window, t.clip_norm)
-        alike.setdefault((same, tuple(rates_of(progress, t.updates))), []).append(progress)
+        alike.setdefault((same, tuple(progress.rates)), []).append(progress)
     groups = []
     for group in alike.values():
-        size = 1
-        if len(group) > 1:
-            one = Ensemble(group[:1], torch.device("cpu"), stacked=False)
-            size = members_that_fit(group, device) if type(one.optimizer) in ELEMENTWISE else 1
+        kinds = {type(optimizer) for optimizer in Ensemble(group[:1], torch.device("cpu")).optimizers}
+        stacks = kinds <= ELEMENTWISE
+        size = 1 if len(group) == 1 or not stacks else members_that_fit(group, device)
         if size < len(group):
             print(f"{len(group)} models of one shape train in groups of {size}", flush=True)
-        groups += [(group[i : i + size], size > 1) for i in range(0, len(group), size)]
+        groups += [(group[i : i + size], rung if stacks else "plain") for i in range(0, len(group), size)]
     return groups
 
 
@@ -656,31 +912,36 @@ def cpu_count() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+class Bar(tqdm):
+    monitor_interval = 0  # no thread, for processes are forked
+
+
 class Tally:
     """Updates of all models: a bar on a terminal, elsewhere at most one plain line per 5% on standard output."""
 
     def __init__(self, plan: list[Progress], workers: int, silent: bool):
-        self.total = sum(progress.trajectory.updates for progress in plan)
-        self.done = sum(progress.trajectory.updates if progress.done else progress.step for progress in plan)
+        total = sum(progress.trajectory.updates for progress in plan)
+        done = sum(progress.trajectory.updates if progress.done else progress.step for progress in plan)
+        self.terminal, self.silent = not silent and sys.stderr.isatty(), silent
         self.trained, self.started = 0, None
-        self.announce = min(workers * CHUNK, self.total - self.done)  # updates from which the speed is known
-        self.silent = silent
-        self.bar = tqdm(total=self.total, initial=self.done, unit="step", disable=silent or not sys.stderr.isatty())
+        self.announce = min(workers * CHUNK, total - done)  # updates from which the speed is known
+        file = sys.stderr if self.terminal else io.StringIO()
+        self.bar = Bar(total=total, initial=done, unit="step", smoothing=0, file=file)
+        if not self.terminal:
+            self.bar.mininterval = math.inf
+            self.bar.bar_format = "progress: {n_fmt} of {total_fmt} steps{postfix}, {remaining} left"
 
     def report(self, updates: int, skipped: int, loss: float) -> None:
         """Count updates that were made, with their mean loss, and updates that an early end saves. The first call
         starts the clock: what came before is not paid for every update."""
-        self.started = self.started or time.monotonic()
-        before, self.done, self.trained = self.done, self.done + updates + skipped, self.trained + updates
+        if not self.trained:
+            self.bar.start_t = self.started = self.started or time.time()
+        share, self.trained = 20 * self.bar.n // self.bar.total, self.trained + updates
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self.bar.update(updates + skipped)
-        if self.silent or not self.bar.disable or not updates:
-            return
-        left = (time.monotonic() - self.started) / self.trained * (self.total - self.done) / 60
-        if self.trained - updates < self.announce <= self.trained:
-            print(f"expected to take {left:.1f} min for the other {self.total - self.done} model steps", flush=True)
-        if 20 * self.done // self.total > 20 * before // self.total:
-            print(f"progress: {self.done} of {self.total} steps, loss {loss:.3f}, {left:.1f} min left", flush=True)
+        known = self.trained - updates < self.announce <= self.trained
+        if not (self.silent or self.terminal) and updates and (known or 20 * self.bar.n // self.bar.total > share):
+            print(self.bar, flush=True)
 
 
 class Interrupted(BaseException):
@@ -693,10 +954,10 @@ class WorkerError(Exception):
 
 @contextlib.contextmanager
 def on_signals(handle):
-    """While this lasts, SIGINT and SIGTERM call handle(number, frame)."""
+    """While this lasts, SIGINT and SIGTERM call handle(number, frame) if this is the thread that gets them."""
     with contextlib.ExitStack() as restore:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            restore.callback(signal.signal, number, signal.signal(number, handle))
+        for number in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
+            restore.callback(signal.signal, number, signal.signal(number, handle) or signal.SIG_DFL)
         yield
 
 
@@ -714,7 +975,7 @@ def work(run: "RunDirectory", progress: Progress, device: torch.device, connecti
         run.close()  # the lock is that of the process that started this one
         prepare_thread(device)
         run.load(progress)
-        train(run, [progress], device, False, lambda *report: connection.send(report), stop)
+        train(run, [progress], device, "plain", lambda *report: connection.send(report), stop)
     except BaseException as error:
         connection.send(describe(error, run.study, run.again))
     connection.send("")
@@ -745,7 +1006,7 @@ def train_in_processes(run: "RunDirectory", plan: list[Progress], device, worker
                     if connection not in ended:
                         code = process.exitcode
                         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                        with faults_name_cells([progress]):
+                        with faults_name([progress]):
                             raise RuntimeError(f"the process that trained it {how}") from None
                     continue
                 if message == "":
@@ -761,13 +1022,14 @@ def train_in_processes(run: "RunDirectory", plan: list[Progress], device, worker
             process.join()
 
 
-def train_all(run: "RunDirectory", plan: list[Progress], device: torch.device, silent: bool) -> int:
+def train_all(run: "RunDirectory", plan: list[Progress], device: torch.device, rung: str, silent: bool) -> int:
     """Train the trajectories of this process and return the number of updates. Interrupted after a signal.
 
     On a CPU every model has a process of one core: two side by side on two cores are faster than one model on both, no
     number depends on how many cores there are, and what a model draws by itself comes from a generator of its own.
     """
-    workers = min(sum(not progress.done for progress in plan), cpu_count()) if device.type == "cpu" else 1
+    left = [progress for progress in plan if not progress.done]
+    workers = min(len(left), cpu_count()) if device.type == "cpu" and rung != "plain" else 1
     tally = Tally(plan, workers, silent)
     stop, signals = multiprocessing.RawValue("b", False), []
 
@@ -778,17 +1040,15 @@ def train_all(run: "RunDirectory", plan: list[Progress], device: torch.device, s
         stop.value = True
 
     with on_signals(handle), contextlib.closing(tally.bar):
-        if workers > 1:
-            train_in_processes(run, plan, device, workers, tally, stop)
+        if device.type == "cpu" and rung != "plain":
+            train_in_processes(run, left, device, workers, tally, stop)
         else:
-            for group, stacked in plan_groups([progress for progress in plan if not progress.done], device):
+            for group, highest in plan_groups(left, device, rung):
                 for progress in group:
                     run.load(progress)
-                train(run, group, device, stacked, tally.report, stop)
+                train_group(run, group, device, highest, tally.report, stop)
                 for progress in group:
                     progress.state = None
-                if stop.value:
-                    break
     if signals:
         raise Interrupted(signals[0])
     return tally.trained
@@ -803,7 +1063,7 @@ class WriteError(Exception):
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write, flush and rename: a reader sees the old file or the new one, never a part. WriteError if it fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
@@ -823,9 +1083,23 @@ def strict_json(value) -> bytes:
     return (json.dumps(strict, indent=1) + "\n").encode()
 
 
-def patterns(cells) -> list[str]:
-    """What the files of these cells are called in the folders of a run."""
-    return [f"{file_stem(cell, '[0-9]*')}.pt" for cell in cells]
+def definition(thing) -> str:
+    """Source of a function or class and of what its module has put in its place, or in that of its methods, since."""
+    text, now = inspect.getsource(thing), sys.modules[thing.__module__]
+    for name in thing.__qualname__.split("."):
+        now = getattr(now, name, None)
+    parts = list(vars(thing).items()) if inspect.isclass(thing) else []
+    parts = [
+        (key, getattr(part, "func", getattr(part, "fget", getattr(part, "__func__", part)))) for key, part in parts
+    ]
+    for key, part in [*parts, (thing.__qualname__, now)]:
+        code = getattr(inspect.unwrap(part), "__code__", None) if callable(part) else None
+        if code and not code.co_filename.startswith("<"):  # dataclasses make methods that no file has
+            part = inspect.getsource(part)
+            text += f"{key} is now {part}" * (part not in text)
+        elif part is now and now is not thing:
+            text += f"{key} is now something else"
+    return text
 
 
 def environment(study: Study, device: torch.device) -> dict[str, str]:
@@ -842,9 +1116,9 @@ def environment(study: Study, device: torch.device) -> dict[str, str]:
         "platform": platform.platform(),
         "device": device.type,
         "device_name": cuda_name or f"{platform.machine()}, {cpu_count()} cores",
-        "script_sha256": sha256(study.path.read_bytes()),
-        "harness_sha256": sha256(Path(__file__).read_bytes()),
-        "yardstick_sha256": sha256("".join(map(inspect.getsource, (*study.yardstick, *YARDSTICK_HERE))).encode()),
+        "script_sha256": sha256(source_of(str(study.path))),
+        "harness_sha256": sha256(source_of(__file__)),
+        "yardstick_sha256": sha256("".join(map(definition, (*study.yardstick, *YARDSTICK_HERE))).encode()),
     }
 
 
@@ -852,47 +1126,94 @@ class RunDirectory:
     """The folder of a run. While it trains: a fingerprint and a checkpoint per trajectory. At the end: the results."""
 
     OWN = ("script_sha256", "harness_sha256", "device")  # what tells a run besides its configuration
+    RESULTS = ("all_results.json", "cells.csv", "final_info.json")  # in this order: who sees the last one sees all
 
     def __init__(self, path: Path, study: Study, config, device: torch.device, overwrite: bool = False):
         self.path, self.study, self.config, self.overwrite = path, study, config, overwrite
         self.lock, self.opened = None, False
         self.checkpoints, self.models = path / "checkpoint", path / "models"
-        self.results = [path / "final_info.json", path / "all_results.json"]
-        self.environment = environment(study, device)  # read now: a loop may edit the script while it runs
+        self.marker = self.checkpoints / "fingerprint.json"  # there from the first update until the results are
+        self.environment = environment(study, device)
         own = {"config": asdict(config)} | {key: self.environment[key] for key in self.OWN}
         self.fingerprint = json.loads(strict_json(own))
-
-    def found(self) -> dict | None:
-        """Fingerprint of the run that the folder holds: {} if it cannot be told, None if there is no run."""
-        try:
-            if (self.checkpoints / "fingerprint.json").exists():
-                found = json.loads((self.checkpoints / "fingerprint.json").read_bytes())
-                return {"config": dict(found["config"])} | {key: found.get(key) for key in self.OWN}
-            if self.results[1].exists():
-                results = json.loads(self.results[1].read_bytes())
-                return {"config": dict(results["config"])} | {k: results["environment"].get(k) for k in self.OWN}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return {}
-        return {} if self.results[0].exists() else None
+        self.found = {}  # what all_results.json has had of this run, or of a part of it
 
     @property
     def again(self) -> str:
         """What continues this run."""
         return f"the same command {'without --overwrite ' * self.overwrite}continues"
 
-    def cells_found(self) -> list[str]:
-        """The cells of the run that the folder holds, as far as it tells."""
-        cells = []
-        for path, key in ((self.checkpoints / "fingerprint.json", "cells"), (self.results[0], None)):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found = json.loads(path.read_bytes())
-                cells += list(found[key] if key else found)
-        return [cell for cell in cells if isinstance(cell, str)]
+    def holder(self) -> dict | None:
+        """Fingerprint of the run that the folder holds, None if there is none. UserError if it cannot be told."""
+        for path in (self.marker, self.path / "all_results.json", self.path / "final_info.json"):
+            if path.exists():
+                try:
+                    held = json.loads(path.read_bytes())
+                    own = held.get("environment", held)
+                    return {"config": dict(held["config"])} | {key: own.get(key) for key in self.OWN}
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise UserError(self.refusal(f"holds a run whose {path.name} does not tell what it is")) from None
+        return None
 
-    def open(self, plan: list[Progress], restarted: bool) -> bool:
-        """Lock the folder for this process. True if it holds this run complete; UserError if it holds another."""
+    def refusal(self, why: str) -> str:
+        return f"--out_dir {self.path}: {why}; must be a new folder, one of the same run, or come with --overwrite"
+
+    def changed(self, found: dict) -> str:
+        """What differs between the run in the folder and this one. A field that the older run does not have means its
+        default."""
+        defaults, hashes = json.loads(strict_json(asdict(self.study.Config()))), self.OWN[:2]
+        told = (found, self.fingerprint)
+        was, now = (defaults | run["config"] | {key: run.get(key) for key in hashes} for run in told)
+        if was == now:  # of the same configuration, "auto" has picked another device
+            was, now = found, self.fingerprint
+        return ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key])
+
+    def recall(self, plan: list[Progress]) -> bool:
+        """Bring those trajectories to their ends that all_results.json has, if it is whole and of this run or of one
+        that has fewer cells and else is the same."""
+        try:
+            results = json.loads((self.path / "all_results.json").read_bytes())
+            if any(results["environment"][key] != self.environment[key] for key in self.OWN):
+                return False
+            lists = {key: tuple(value) for key, value in results["config"].items() if isinstance(value, list)}
+            config = self.study.Config(**results["config"] | lists)
+            was, cells = planned(self.study, config), {(cell["cell"], cell["seed"]): cell for cell in results["cells"]}
+            for progress, told in zip(was, results["trajectories"], strict=True):
+                t, curves = progress.trajectory, told["curves"]
+                progress.cells = {name: cells[name, t.seed] for name in t.cells.values()}
+                progress.points = [
+                    dict(zip(curves, point, strict=True)) for point in zip(*curves.values(), strict=True)
+                ]
+                progress.extras = {key: value for key, value in told.items() if key not in ("name", "seed", "curves")}
+                progress.step, progress.rungs = progress.points[-1]["step"], progress.extras.pop("rungs")
+            for field in (field.name for field in fields(config)):
+                value = getattr(self.config, field)
+                if value == getattr(config, field):
+                    continue
+                more = planned(self.study, replace(config, **{field: value}))  # does it add cells, and change no other?
+                if sum(len(new.trajectory.cells) for new in more) <= len(cells) or not self.grown(was, more):
+                    return False
+            if not self.grown(was, plan):
+                return False
+        except Exception:
+            return False
+        for new, old in itertools.product(plan, was):
+            lasting = (
+                new.trajectory.cells == old.trajectory.cells and new.trajectory.measured == old.trajectory.measured
+            )
+            if lasting and new.grows_from(old):  # one with more cells was another model at its end: it starts anew
+                vars(new).update({key: getattr(old, key) for key in Progress.HELD})
+        self.found = results
+        return True
+
+    @staticmethod
+    def grown(was: list[Progress], plan: list[Progress]) -> bool:
+        """Whether every trajectory there was is in this plan, with the cells it had and perhaps more."""
+        return all(any(new.grows_from(old) for new in plan) for old in was)
+
+    def open(self, plan: list[Progress], restarted: bool) -> None:
+        """Lock the folder for this process and recall what it has of this run. UserError if it holds another."""
         missing, overwrite = [], self.overwrite and not restarted
-        cells = list(dict.fromkeys(cell for progress in plan for cell in progress.trajectory.cells.values()))
         try:
             missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             if not missing and not self.path.is_dir():
@@ -901,24 +1222,21 @@ class RunDirectory:
             if fcntl:
                 self.lock = os.open(self.path, os.O_RDONLY)
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = self.found()
-            if found not in (None, self.fingerprint) and not overwrite:
-                raise UserError(
-                    f"--out_dir {self.path}: holds another run ({self.changed(found)}); must be a new folder, "
-                    "one of the same run, or come with --overwrite"
-                )
+            if found := None if overwrite else self.holder():
+                whole, running = self.recall(plan), self.marker.exists()
+                if found != self.fingerprint and (running or not whole):
+                    raise UserError(self.refusal(f"holds another run ({self.changed(found)})"))
+                if not whole and not running:
+                    raise UserError(self.refusal("holds a run whose all_results.json is not whole"))
             self.opened = True
-            self.remove_temporary()
-            files = patterns(dict.fromkeys([*cells, *self.cells_found()]))
+            stems = self.stems(plan)
             if overwrite:
-                damaged = [f"{pattern}.damaged-*" for pattern in files]
-                self.remove(self.path, "final_info.json", "all_results.json")
-                self.remove(self.checkpoints, "fingerprint.json", *files, *damaged)
+                files = [f"{stem}.pt" for stem in stems]
+                self.remove(self.path, *self.RESULTS)
+                self.remove(self.checkpoints, self.marker.name, *files, *(f"{file}.damaged-*" for file in files))
                 self.remove(self.models, *files)
-            elif all(path.exists() for path in self.results) and not (self.checkpoints / "fingerprint.json").exists():
-                self.remove(self.checkpoints, *files)
-                return True
-            write_atomically(self.checkpoints / "fingerprint.json", strict_json(self.fingerprint | {"cells": cells}))
+            if not all(progress.done for progress in plan):
+                write_atomically(self.marker, strict_json(self.fingerprint | {"stems": stems}))
         except BlockingIOError:
             raise UserError(f"--out_dir {self.path}: another process is running in it; must be a free folder") from None
         except (OSError, WriteError) as error:
@@ -926,19 +1244,6 @@ class RunDirectory:
                 with contextlib.suppress(OSError):
                     path.rmdir()
             raise UserError(f"--out_dir {self.path}: must be a folder that can be written ({error})") from None
-        return False
-
-    def changed(self, found: dict) -> str:
-        """What differs between the run in the folder and this one. A field that the older run does not have means its
-        default."""
-        if not found:
-            return "no readable fingerprint"
-        defaults, hashes = json.loads(strict_json(asdict(self.study.Config()))), self.OWN[:2]
-        told = (found, self.fingerprint)
-        was, now = (defaults | run["config"] | {key: run.get(key) for key in hashes} for run in told)
-        if was == now:  # of the same configuration, "auto" has picked another device
-            was, now = found, self.fingerprint
-        return ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key])
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"lock": None}  # a file descriptor means nothing in a process that is not a fork
@@ -950,40 +1255,35 @@ class RunDirectory:
 
     def abandon(self) -> None:
         """After a failure: a folder of this run in which nothing was saved is free for the next attempt."""
-        if self.opened:
+        if self.opened and not list(self.checkpoints.glob("*.pt*")):
             with contextlib.suppress(OSError):
-                self.remove_temporary()
-                if not list(self.checkpoints.glob("*.pt*")):
-                    self.remove(self.checkpoints, "fingerprint.json")
+                self.remove(self.checkpoints, self.marker.name)
 
-    def remove(self, folder: Path, *patterns: str) -> None:
-        """Remove files of a run, and a subfolder if nothing else is in it."""
-        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+    def stems(self, plan: list[Progress]) -> list[str]:
+        """What files of cells are called: of this plan, and of the run that the folder holds, as far as it tells."""
+        stems = [t.stem_at(n) for t in (progress.trajectory for progress in plan) for n in t.cells]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            stems += map(str, json.loads(self.marker.read_bytes())["stems"])
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            cells = json.loads((self.path / "all_results.json").read_bytes())["cells"]
+            stems += [file_stem(cell["cell"], cell["seed"]) for cell in cells]
+        return list(dict.fromkeys(stems))
+
+    def remove(self, folder: Path, *names: str) -> None:
+        """Remove files of a run, what a killed process had begun of them, and a subfolder if nothing is left in it."""
+        for path in [path for name in names for pattern in (name, f".{name}.tmp") for path in folder.glob(pattern)]:
             path.unlink()
         if folder != self.path and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
 
-    def remove_temporary(self) -> None:
-        """Remove what a killed process had begun to write."""
-        for folder in (self.path, self.checkpoints, self.models):
-            self.remove(folder, ".*.json.*.tmp", ".*_s[0-9]*.pt.*.tmp")
-
     def save(self, progress: Progress, state: dict) -> None:
-        """Replace the trajectory's checkpoint, led by its SHA-256; at a cell also save that model."""
-
-        def serialized(value) -> bytes:
-            torch.save(value, buffer := io.BytesIO())
-            return buffer.getvalue()
-
-        seen = {"points": progress.points, "cells": progress.cells, "extras": progress.extras}
-        seen["recent"] = {name: list(values) for name, values in progress.recent.items()}
-        content = serialized({"step": progress.step, "state": state, **seen})
-        trajectory = progress.trajectory
-        for n in trajectory.cells:
-            if n == progress.step or progress.done and n > progress.step:
-                model = serialized(state["parameters"] | state["buffers"])
-                write_atomically(self.models / f"{trajectory.stem_at(n)}.pt", model)
-        # After the model: what a checkpoint says is done is not done again.
+        """Replace the trajectory's checkpoint, led by its SHA-256. It holds the models of cells that are reached."""
+        trajectory, weights = progress.trajectory, state["parameters"] | state["buffers"]
+        for n, name in trajectory.cells.items():
+            if name in progress.cells:
+                progress.models.setdefault(trajectory.stem_at(n), weights)
+        held = {key: getattr(progress, key) for key in Progress.HELD} | {"state": state}
+        content = serialized(held | {"recent": {name: list(values) for name, values in progress.recent.items()}})
         write_atomically(self.checkpoints / f"{trajectory.stem}.pt", self.seal(content) + content)
 
     def seal(self, content: bytes) -> bytes:
@@ -1005,31 +1305,52 @@ class RunDirectory:
             path.rename(aside)
             print(f"{path} is damaged: set aside as {aside.name}, {progress.trajectory.stem} starts anew", flush=True)
             return
-        for key in ("step", "state", "points", "cells", "extras"):
-            setattr(progress, key, saved[key])
         window = progress.trajectory.window
-        progress.recent = {name: deque(values, maxlen=window) for name, values in saved["recent"].items()}
+        saved["recent"] = {name: deque(values, maxlen=window) for name, values in saved["recent"].items()}
+        vars(progress).update(saved)
 
-    def finish(self, plan: list[Progress], timing: dict, save_models: bool) -> None:
-        """Print the summary, write all_results.json, then final_info.json, then remove the checkpoints."""
+    def contents(self, plan: list[Progress], timing: dict) -> dict[str, bytes]:
+        """The results of these trajectories, by the names of their files."""
         names = dict.fromkeys(name for progress in plan for name in progress.trajectory.cells.values())
         cells = {name: [progress.cells[name] for progress in plan if name in progress.cells] for name in names}
-        trajectories = []
+        trajectories, every = [], [cell for seeds in cells.values() for cell in seeds]
         for progress in plan:
             keys = dict.fromkeys(key for point in progress.points for key in point)
             curves = {key: [point.get(key) for point in progress.points] for key in keys}
-            told = {"name": progress.trajectory.name, "seed": progress.trajectory.seed}
+            told = {"name": progress.trajectory.name, "seed": progress.trajectory.seed, "rungs": progress.rungs}
             trajectories.append(told | progress.extras | told | {"curves": curves})
         results = {"config": asdict(self.config), "environment": self.environment, "trajectories": trajectories}
-        results |= {"cells": [cell for seeds in cells.values() for cell in seeds], "timing": timing}
-        final_info = {name: summarize(name, seeds, self.study.headlines) for name, seeds in cells.items()}
-        short, long = strict_json(final_info), strict_json(results)  # whatever fails, fails before a file is there
-        print(summary(final_info, timing), flush=True)
-        write_atomically(self.results[1], long)
-        write_atomically(self.results[0], short)
-        if not save_models:
-            self.remove(self.models, *patterns(names))
-        self.remove(self.checkpoints, "fingerprint.json", *patterns(names))
+        headlines = self.study.headlines(self.config)
+        final_info = {name: summarize(name, seeds, headlines) for name, seeds in cells.items()}
+        rows, table = [dict(leaves(cell)) for cell in json.loads(strict_json(every))], io.StringIO()
+        writer = csv.DictWriter(table, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        contents = (strict_json(results | {"cells": every, "timing": timing}), table.getvalue().encode())
+        return dict(zip(self.RESULTS, (*contents, strict_json(final_info)), strict=True))
+
+    def finish(self, plan: list[Progress], timing: dict, save_models: bool) -> None:
+        """Write the results, remove the checkpoints, print the summary."""
+        for name, content in self.contents(plan, timing).items():
+            if not (self.path / name).exists() or (self.path / name).read_bytes() != content:
+                write_atomically(self.path / name, content)
+        lacking = []
+        for trajectory, models in ((progress.trajectory, progress.models) for progress in plan if save_models):
+            for stem in map(trajectory.stem_at, trajectory.cells):
+                if stem in models:
+                    write_atomically(self.models / f"{stem}.pt", serialized(models[stem]))
+                elif not (self.models / f"{stem}.pt").exists():
+                    lacking.append(stem)
+        self.remove(self.checkpoints, self.marker.name, *(f"{stem}.pt" for stem in self.stems(plan)))
+        if lacking:
+            why = "the checkpoints that had them went when the run was complete; --overwrite --save_models trains anew"
+            print(f"no models of {one_line(', '.join(lacking), 300)}: {why}")
+        print(summary(json.loads(content), timing), flush=True)
+
+
+def serialized(value) -> bytes:
+    torch.save(value, buffer := io.BytesIO())
+    return buffer.getvalue()
 
 
 def summarize(name: str, seeds: list[dict], headlines: tuple[str, ...]) -> dict:
@@ -1039,10 +1360,10 @@ def summarize(name: str, seeds: list[dict], headlines: tuple[str, ...]) -> dict:
     """
     entry = {"means": {}, "stderrs": {}, "final_info_dict": {}}
     try:
-        for key in (key for key in headlines if any(key in cell for cell in seeds)):
-            values = [cell[key] for cell in seeds]
+        for key in headlines:
+            values = [cell.get(key, "missing") for cell in seeds]
             if not all(value is None or isinstance(value, Real) for value in values):
-                raise TypeError(f"{key} is a headline and must be a number or None, is {values}")
+                raise TypeError(f"the headline {key} must be a number or None, is {values!r:.200} of {[*seeds[0]]}")
             there = [value for value in values if value is not None]
             stderr = np.std(there, ddof=1) / math.sqrt(len(there)) if len(there) > 1 else 0.0
             entry["means"][f"{key}_mean"] = float(np.mean(there)) if there else None
@@ -1058,7 +1379,7 @@ def summarize(name: str, seeds: list[dict], headlines: tuple[str, ...]) -> dict:
 
 
 # What of the harness the headline numbers are measured with, beside a study's own yardstick.
-YARDSTICK_HERE = (Ensemble.observe, Progress.measure, summarize)
+YARDSTICK_HERE = (Ensemble.observe, Progress.measure, Progress.reach, summarize)
 
 
 def summary(final_info: dict, timing: dict) -> str:
@@ -1077,22 +1398,26 @@ def summary(final_info: dict, timing: dict) -> str:
 
 
 def read_word(kind: type, optional: bool, word: str):
-    """A flag's word as a number, text or boolean, or None where that is possible."""
-    word = word.strip()
-    if optional and word.lower() == "none":
+    """A flag's word as a number, text, path or boolean, or None where that is possible. Empty text is none of them."""
+    word = word[word.startswith(" -") :]  # see parse_arguments
+    if optional and word.strip().lower() == "none":
         return None
     try:
-        return {"true": True, "1": True, "false": False, "0": False}[word.lower()] if kind is bool else kind(word)
+        if not word.strip():
+            raise ValueError
+        booleans = {"true": True, "1": True, "false": False, "0": False}
+        return booleans[word.strip().lower()] if kind is bool else kind(word)
     except (ValueError, KeyError):
-        name = {float: "a number", int: "a whole number", bool: "true or false"}[kind]
-        raise argparse.ArgumentTypeError(f"{word} must be {name}{' or none' * optional}") from None
+        name = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", Path: "a path"}[kind]
+        told = f"{word or repr(word)} must be {name}{' or none' * optional}"
+        raise argparse.ArgumentTypeError(told) from None
 
 
 def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Namespace]:
     """The configuration and the options of this call. UserError names a bad flag, its value and what is allowed.
 
     A field is a number, text, a boolean, a list or a pair of them (tuple[int, ...], tuple[int, int]), or one of these
-    or None, which the command line calls "none".
+    or None, which the command line calls "none". TypeError names a field that is none of these, or whose value is not.
     """
 
     class Parser(argparse.ArgumentParser):
@@ -1103,7 +1428,7 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
     comments = dict(re.findall(r"^    (\w+):.*?  # (.*)$", inspect.getsource(Config), re.M))
     parser = Parser(study.path.name, description=sys.modules[Config.__module__].__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    lengths = {}  # of fields that are lists (None: any) or pairs
+    forms = {}  # of every field: kind of its values, their number (0: no tuple, None: any), whether it may be None
     hints = typing.get_type_hints(Config)
     for field, hint in ((field, hints[field.name]) for field in fields(Config)):
         parts = typing.get_args(hint)
@@ -1111,38 +1436,53 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
         if optional and len(parts) == 2:
             (hint,) = [part for part in parts if part is not type(None)]
         kinds = typing.get_args(hint) if typing.get_origin(hint) is tuple else (hint,)
-        if typing.get_origin(hint) is tuple:
-            lengths[field.name] = None if kinds[-1] is ... else len(kinds)
         kind = kinds[0] if kinds else None
         if kind not in (int, float, str, bool) or {*kinds} - {kind, ...} or field.default is MISSING:
             known = "a number, text, bool, tuple[int, ...], a pair, or one of these or None"
             raise TypeError(f"Config.{field.name} must be {known}, and have a default")
+        length = (None if kinds[-1] is ... else len(kinds)) if typing.get_origin(hint) is tuple else 0
+        forms[field.name] = kind, length, optional
         shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         parser.add_argument(
             f"--{field.name}",
             type=partial(read_word, kind, optional),
-            nargs="*" if field.name in lengths else "?" if kind is bool else None,
-            const=True if kind is bool and field.name not in lengths else None,  # such a flag alone means true
+            nargs="*" if length != 0 else "?" if kind is bool else None,
+            const=True if kind is bool and length == 0 else None,  # such a flag alone means true
             default=argparse.SUPPRESS,
             metavar="X",
             help=f"{comments.get(field.name, '')} (default {shown})".replace("%", "%%"),
         )
-    parser.add_argument("--out_dir", type=Path, default=Path("run_0"), help="where the results go (default run_0)")
+    path = partial(read_word, Path, False)
+    parser.add_argument("--out_dir", type=path, default=Path("run_0"), help="where the results go (default run_0)")
     parser.add_argument("--overwrite", action="store_true", help="remove what another run wrote to OUT_DIR")
     parser.add_argument("--save_models", action="store_true", help="keep the weights of every cell in OUT_DIR/models")
+    parser.add_argument("--plain", action="store_true", help="train one model after the other, the plainest way")
     # No flag has a single dash: "-1e-4" is a value that is out of range, not a flag that is unknown.
     options = parser.parse_args([f" {word}" if re.match(r"-[^-h]", word) else word for word in argv])
-    given = {field.name: getattr(options, field.name) for field in fields(Config) if hasattr(options, field.name)}
-    for name, length in lengths.items():
-        if name in given:
-            words = given[name]
+    given = {name: getattr(options, name) for name in forms if hasattr(options, name)}
+    for name, words in given.items():
+        length = forms[name][1]
+        if length != 0:
             given[name] = None if words == [None] else tuple(words)
-            if None in words and len(words) > 1 or length not in (None, len(words)) and given[name] is not None:
+            if None in words and len(words) > 1 or length not in (None, len(words)) and words != [None]:
                 raise UserError(f"--{name} {' '.join(map(str, words))}: must be {length or 'a list of'} values")
     preset = given.get("preset", getattr(Config, "preset", None))
     if presets and preset is not None and preset not in presets:
         raise UserError(f"--preset {preset}: must be {' or '.join(presets)}")
-    return Config(**presets.get(preset, {}) | given), options
+    values = {field.name: field.default for field in fields(Config)} | presets.get(preset, {}) | given
+    for name, value in values.items():
+        kind, length, optional = forms.get(name) or (None, 0, False)
+        known = {int: int, float: (int, float)}.get(kind, kind or ())
+        inner = value if isinstance(value, tuple) else (value,)
+        fits = isinstance(value, tuple) == (length != 0) and length in (0, None, len(inner))
+        if not (fits and all(isinstance(x, known) and (kind is bool or type(x) is not bool) for x in inner)):
+            if not (optional and value is None):
+                comma = f": one value needs a comma, ({value!r},)" * (length != 0 and not isinstance(value, tuple))
+                raise TypeError(f"Config.{name} = {value!r} must be {hints.get(name, 'a field of Config')}{comma}")
+    config = Config(**values)
+    for name in (name for name, value in given.items() if value == ()):
+        raise UserError(f"--{name}: must be one or more values")
+    return config, options
 
 
 def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torch.device) -> None:
@@ -1154,32 +1494,34 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     plan = planned(run.study, run.config)  # before anything is written: it may refuse the configuration
-    complete = [rank == 0 and run.open(plan, restarted=attempt != "0")]
+    if rank == 0:
+        run.open(plan, restarted=attempt != "0")
     if world > 1:
-        store = next(dist.rendezvous("env://", rank, world))[0]
+        store = next(dist.rendezvous("env://", rank, world, timeout=timedelta(days=30)))[0]
         store = dist.PrefixStore(attempt, store)  # not the last attempt's keys
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(days=30))
-        dist.broadcast_object_list(complete)
-    if complete[0]:
-        if rank == 0:
-            print(f"{run.path} is complete: nothing to train (--overwrite trains it anew)")
-            final_info, results = (json.loads(path.read_bytes()) for path in run.results)
-            print(summary(final_info, results["timing"]))
-        return
-
-    if rank == 0 and world > len(plan):
+        store.set("opened", "") if rank == 0 else store.wait(["opened"], timedelta(days=30))
+    if rank > 0:
+        run.recall(plan)
+    complete = all(progress.done for progress in plan)
+    if rank == 0 and complete:
+        print(f"{run.path} is complete: nothing to train (--overwrite trains it anew)")
+    elif rank == 0 and world > len(plan):
         print(f"{world} processes for {len(plan)} trajectories: {world - len(plan)} have nothing to do")
-    own = plan[rank::world]
+
+    own = [progress for progress in plan if not progress.done][rank::world]
     for progress in own:
         run.load(progress)
         progress.state = None  # who trains it reads it again
         if progress.step:
             print(f"continuing {progress.trajectory.stem} after step {progress.step}", flush=True)
-
     training_started = time.monotonic()
-    trained = train_all(run, own, device, silent=rank > 0)
+    trained = train_all(run, own, device, "plain" if options.plain else "captured", silent=rank > 0) if own else 0
     if world > 1:
-        dist.all_reduce(trained := torch.tensor(trained))  # also waits for all ranks
+        trained = store.add("trained", trained)
+        store.add("ended", 1)
+        while rank == 0 and store.add("ended", 0) < world:
+            time.sleep(0.1)
+        trained = store.add("trained", 0)
     if rank > 0:
         return
 
@@ -1194,10 +1536,10 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
     timing = {
         "seconds_total": round(time.monotonic() - started, 2),
         "seconds_training": round(seconds, 2),
-        "model_steps": int(trained),
-        "model_steps_per_second": round(int(trained) / seconds, 2),
+        "model_steps": trained,
+        "model_steps_per_second": round(trained / seconds, 2) if seconds else None,
     }
-    run.finish(plan, timing, options.save_models)
+    run.finish(plan, run.found["timing"] if complete else timing, options.save_models)
 
 
 def one_line(text: str, room: int) -> str:
@@ -1239,6 +1581,59 @@ def describe(error: BaseException, study: Study, again: str = "") -> str:
     return "\n".join(lines) + message(error, 1490 - len("\n".join(lines)))
 
 
+class Output:
+    """A standard stream that nobody may be reading: what cannot be written is lost, and nothing else is."""
+
+    def __init__(self, stream):
+        self.stream = stream  # None if it was closed when Python started
+
+    def write(self, text: str) -> int:
+        try:
+            encoding = getattr(self.stream, "encoding", None) or "utf-8"
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.stream.flush()
+        except OSError:  # no reader, no room, no terminal: Python would fail once more when it ends
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except (ValueError, AttributeError):
+            pass
+        return len(text)
+
+    def flush(self) -> None:
+        self.write("")
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return self.stream.isatty()
+        return False
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def as_found():
+    """While this lasts, a stream or terminal that is gone ends nothing. Afterwards the program around has its threads,
+    precision, random numbers, streams, warnings and signals as they were."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # it is closed: no file of the run may take its place
+            os.open(os.devnull, os.O_RDWR)
+    with contextlib.ExitStack() as restore:
+        restore.callback(torch.set_num_threads, torch.get_num_threads())
+        restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        restore.callback(torch.set_rng_state, torch.get_rng_state())
+        restore.callback(random.setstate, random.getstate())
+        restore.callback(np.random.set_state, np.random.get_state())
+        restore.enter_context(contextlib.redirect_stdout(Output(sys.stdout)))
+        restore.enter_context(contextlib.redirect_stderr(Output(sys.stderr)))
+        restore.enter_context(warnings.catch_warnings())
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            restore.callback(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        yield
+
+
 def run_study(study: Study, argv: list[str] | None = None) -> int:
     """Run a study with these arguments, else those of the command line; returns the exit status: 0 complete, 1 failed,
     2 bad input, 130 or 143 interrupted."""
@@ -1246,37 +1641,35 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
     def interrupt(number, frame):
         raise Interrupted(number)
 
-    if not sys.stderr.isatty():
-        warnings.simplefilter("ignore")  # loops read only the end of standard error
     argv, run, name = sys.argv[1:] if argv is None else argv, None, study.path.name
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # a rank that waits for others dies of the signal
-    try:
-        with on_signals(interrupt) if alone else contextlib.nullcontext():
-            config, options = parse_arguments(study, argv)
-            device = pick_device(config)
-            run = RunDirectory(options.out_dir, study, config, device, options.overwrite)
-            train_and_write(run, options, device)
-            if not alone:
-                sys.stdout.flush()
-                os._exit(0)  # gloo's threads may still want the interpreter's lock: at its end that would abort
-            return 0
-    except Interrupted as error:
-        by, again = signal.Signals(error.args[0]).name, run.again if run else "the same command starts anew"
-        print(f"interrupted by {by}: {again}", file=sys.stderr)
-        return 128 + error.args[0]
-    except BaseException as error:
-        if isinstance(error, SystemExit) and {"-h", "--help"} & set(argv):
-            raise
-        if isinstance(error, UserError) and not hasattr(error, "__notes__"):  # of no cell
-            print(f"{name}: {one_line(str(error), 1400)}", file=sys.stderr)
-            return 2
-        print(describe(error, study, run.again if run else ""), file=sys.stderr)
-    finally:
-        if run:
-            run.close()
-    if run and int(os.environ.get("RANK", 0)) == 0:
-        run.abandon()
-    return 1
+    with as_found():
+        if not sys.stderr.isatty():
+            warnings.simplefilter("ignore")  # loops read only the end of standard error
+        try:
+            with on_signals(interrupt) if alone else contextlib.nullcontext():
+                config, options = parse_arguments(study, argv)
+                device = pick_device(config)
+                run = RunDirectory(options.out_dir, study, config, device, options.overwrite)
+                train_and_write(run, options, device)
+                return 0
+        except Interrupted as error:
+            by, again = signal.Signals(error.args[0]).name, run.again if run else "the same command starts anew"
+            print(f"interrupted by {by}: {again}", file=sys.stderr)
+            return 128 + error.args[0]
+        except BaseException as error:
+            if isinstance(error, SystemExit) and {"-h", "--help"} & set(argv):
+                raise
+            if isinstance(error, UserError) and not hasattr(error, "__notes__"):  # of no cell
+                print(f"{name}: {one_line(str(error), 1400)}", file=sys.stderr)
+                return 2
+            print(describe(error, study, run.again if run else ""), file=sys.stderr)
+        finally:
+            if run:
+                run.close()
+        if run and int(os.environ.get("RANK", 0)) == 0:
+            run.abandon()
+        return 1
 
 
 # ==== One file ========================================================================================================
@@ -1287,41 +1680,29 @@ def bundle(script: Path) -> str:
     parts, bound = [], []
     for path in (Path(__file__), script):
         source = path.read_text()
-        tree, lines, imports = ast.parse(source), source.split("\n"), {}
-        for node in (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)):
-            from_harness = getattr(node, "module", None) == "harness"
-            plain_form = node in tree.body and [other.lineno for other in tree.body].count(node.lineno) == 1
-            other_form = getattr(node, "module", None) == "__future__" or "harness" in {a.name for a in node.names}
-            if other_form or from_harness and not plain_form:
-                form = "names from the harness, outside of functions and on a line of its own"
-                raise UserError(f"line {node.lineno} of {script} must import {form}")
+        tree, lines, names = ast.parse(source), source.split("\n"), {}
+        for symbol in symtable.symtable(source, str(path), "exec").get_symbols():
+            if symbol.is_assigned() or symbol.is_imported():
+                names[symbol.get_name()] = path
         for node in tree.body:
-            if (
-                isinstance(node, ast.ImportFrom)
-                and node.module == "harness"
-                or (path != script and isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))
-            ):
-                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
-            elif isinstance(node, ast.Import | ast.ImportFrom):
+            if isinstance(node, ast.Import | ast.ImportFrom):
                 origin = getattr(node, "module", None)
-                imports |= {a.asname or a.name.split(".")[0]: (origin, a.asname and a.name) for a in node.names}
-        symbols = symtable.symtable(source, str(path), "exec").get_symbols()
-        own = [symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()]
-        if shadowed := {*own} & {*dir(builtins)} - {"__doc__"}:
-            raise UserError(f"{min(shadowed)} in {script} must have another name: the harness needs Python's own")
-        aliases = [a for node in tree.body if getattr(node, "module", "") == "harness" for a in node.names]
-        given = {a.name for a in aliases}
-        if renamed := [a.asname for a in aliases if a.asname]:
-            raise UserError(f"{renamed[0]} in {script} must be imported by the name that harness.py gives it")
-        bound.append({name: imports.get(name, path) for name in own if name not in given})
+                names |= {a.asname or a.name.split(".")[0]: (origin, a.asname and a.name) for a in node.names}
+            elif path != script and isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+                lines[node.lineno - 1 :] = []
         head = tree.body[0].end_lineno if ast.get_docstring(tree) else 0
         parts.append(("\n".join(lines[:head]), "\n".join(lines[head:]).strip("\n")))
+        bound.append(names)
     harness, study = bound
-    for name in harness.keys() & study.keys():
-        if harness[name] != study[name]:
-            raise UserError(f"{name} in {script} must have another name: harness.py has one that means something else")
+    for name, meaning in study.items():
+        known = meaning in (harness.get(name, meaning), ("harness", None)) and not hasattr(builtins, name)
+        if not known and name not in ("__doc__", "harness"):
+            raise UserError(f"{name} in {script} must have another name: harness.py needs it with another meaning")
     titles = [f"# {'=' * 10} {path.name} {'=' * 10}" for path in (Path(__file__), script)]
-    return "\n\n".join([parts[1][0], titles[0], parts[0][1], titles[1], parts[1][1]]) + "\n"
+    alias = 'sys.modules["harness"] = sys.modules[__name__]  # what the study imports stands above'
+    whole = "\n\n".join([parts[1][0], titles[0], parts[0][1], titles[1], alias, parts[1][1]]) + "\n"
+    compile(whole, str(script), "exec")  # SyntaxError: an import from the future, say
+    return whole
 
 
 if __name__ == "__main__":

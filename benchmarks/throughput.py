@@ -134,7 +134,7 @@ class Processes:
     @staticmethod
     def serve(group, actions, device, pipe) -> None:
         prepare_thread(device)
-        ensemble = Ensemble(group, device, stacked=False)
+        ensemble = Ensemble(group, device)
         while True:
             name, *arguments = pipe.recv()
             actions[name](ensemble, *arguments)
@@ -160,7 +160,7 @@ def side_by_side(rounds: int) -> None:
         plan = planned(STUDY, Config(tasks=(4, 8), steps=(100_000,), device="cpu", **settings))
         processes = Processes([[progress] for progress in plan], {"advance": advance}, device)
         pool = ThreadPoolExecutor(2, initializer=prepare_thread, initargs=(device,))
-        ensembles = [Ensemble([progress], device, stacked=False) for progress in plan]
+        ensembles = [Ensemble([progress], device) for progress in plan]
         ways = {
             "threads": lambda n, pool=pool, own=ensembles: list(pool.map(lambda one: advance(one, n), own)),
             "processes": lambda n, processes=processes: processes("advance", n),
@@ -201,7 +201,7 @@ def main() -> int:
     if device.type == "cpu":
         trainer = Processes([group for group, _ in groups], actions, device)
     else:
-        ensembles = [Ensemble(group, device, stacked) for group, stacked in groups]
+        ensembles = [Ensemble(group, device, rung) for group, rung in groups]
 
         def trainer(name, *arguments):
             for ensemble in ensembles:

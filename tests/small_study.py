@@ -194,9 +194,12 @@ def plan(config: Config) -> list[CrossTrajectory]:
     return trajectories
 
 
-HEADLINES = ("test_accuracy", "test_loss", "fitted", "recent_loss")
+def headlines(config: Config) -> tuple[str, ...]:
+    return ("test_accuracy", "test_loss", "fitted", "recent_loss")
+
+
 YARDSTICK = (sample_points, accuracy, CrossTrajectory.observe, CrossTrajectory.measure, CrossTrajectory.cell)
-STUDY = Study(Config, plan, HEADLINES, YARDSTICK, PRESETS)
+STUDY = Study(Config, plan, headlines, YARDSTICK, PRESETS)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,14 +4,14 @@ import itertools
 import math
 from fractions import Fraction
 
+import experiment
+import harness
+from experiment import Config, TestBed
+
 import numpy as np
 import pytest
 import torch
 from training import CPU, GO_ON, planned, trained
-
-import experiment
-import harness
-from experiment import Config, TestBed
 
 TestBed.__test__ = False
 
@@ -223,7 +223,7 @@ def test_training_starts_near_the_uniform_prediction():
     """No steps are wasted on scale: the first loss is close to log m in every embedding mode."""
     for embedding in ("gaussian", "permutation", "fixed"):
         config = Config(embedding=embedding, tasks=(4,), steps=(1,), n_test=4)
-        (loss,), _ = harness.Ensemble(planned(config), CPU, stacked=False).advance(1, GO_ON)
+        (loss,), _ = harness.Ensemble(planned(config), CPU).advance(1, GO_ON)
         assert abs(loss - math.log(4)) < 0.15, (embedding, loss)
 
 

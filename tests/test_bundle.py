@@ -19,7 +19,6 @@ def test_one_script_runs_alone_and_gives_the_same_bytes(tmp_path):
     printed = bundle(ROOT / "experiment.py")
     assert (printed.returncode, printed.stderr) == (0, "")
     assert bundle(ROOT / "experiment.py", "-o", single).returncode == 0 and single.read_text() == printed.stdout
-    assert "from harness import" not in printed.stdout
     done = launch(*GRID, "--out_dir=run_1", script=single, cwd=single.parent)
     assert (done.returncode, done.stderr) == (0, "")
     assert launch(*GRID, "--out_dir", tmp_path / "run_1").returncode == 0
@@ -33,11 +32,8 @@ IMPORT = "from harness import Study, Trajectory, run_study\n"
 REFUSED = {
     "a name of the harness": (IMPORT + "def train(): pass\n", "train"),
     "an import of the same name from elsewhere": (IMPORT + "from time import time\n", "time"),
-    "another name for what is imported": ("from harness import stream as random_stream\n", "random_stream"),
-    "an import of the harness as a whole": ("import harness\n", "line 1"),
-    "an import inside a function": ("def f():\n    from harness import stream\n", "line 2"),
-    "an import beside another": ("import sys; from harness import stream\n", "line 1"),
-    "an import from the future": ("from __future__ import annotations\n" + IMPORT, "line 1"),
+    "a name of the harness for another of its names": ("from harness import stream as train\n", "train"),
+    "an import from the future": ("from __future__ import annotations\n" + IMPORT, "__future__"),
     "a name of Python's own": (IMPORT + "def repr(x): return ''\n", "repr"),
     "a syntax error": ("def f(:\n", "invalid syntax"),
 }
@@ -62,3 +58,19 @@ def test_the_study_itself_is_never_written_over(tmp_path):
 def test_a_study_that_is_not_there_is_refused_with_one_line(tmp_path):
     done = bundle(tmp_path / "nothing.py")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nothing.py" in done.stderr
+
+
+def test_the_harness_may_be_imported_in_any_way(tmp_path):
+    """As a whole, by another name, beside another import and inside of functions."""
+    (tmp_path / "alone").mkdir()
+    study = (ROOT / "tests" / "small_study.py").read_text()
+    start, end = study.index("from harness import"), study.index("# ==== Configuration")
+    ways = "import sys; from harness import Study as Kind\nimport harness\nfrom harness import stream, require\n"
+    study = study[:start] + ways + study[end:].replace("(Trajectory)", "(harness.Trajectory)")
+    study = study.replace("STUDY = Study(", "STUDY = Kind(").replace(
+        "return run_study(", "from harness import run_study\n    return run_study("
+    )
+    (tmp_path / "study.py").write_text(study)
+    assert bundle(tmp_path / "study.py", "-o", tmp_path / "alone" / "single.py").returncode == 0
+    done = launch("--preset=quick", "--out_dir=run_1", script=tmp_path / "alone" / "single.py", cwd=tmp_path / "alone")
+    assert (done.returncode, done.stderr) == (0, "")

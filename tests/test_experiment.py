@@ -10,12 +10,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from experiment import STUDY, Config, Model
+from harness import parse_arguments
+
 import pytest
 import torch
 from conftest import ROOT, launch
-
-from experiment import STUDY, Config, Model
-from harness import parse_arguments
 
 TINY = "--n_layers 1 --n_heads 2 --d_model 16 --batch_size 8 --n_test 16 --seq_len 4 --device cpu".split()
 GRID = [*TINY, "--tasks", "4", "2", "--steps", "120", "30"]

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, fields
 
-import pytest
-
 import harness
 from harness import Study, UserError, parse_arguments, require, run_study
+
+import pytest
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ def parsed(*words: str) -> Config:
         ("--on=False", False),
         ("--wholes 3", (3,)),
         ("--wholes -3 -4", (-3, -4)),
-        ("--wholes", ()),
         ("--numbers 1 .5 -2", (1.0, 0.5, -2.0)),
         ("--texts b a", ("b", "a")),
         ("--pair 3 4", (3, 4)),
@@ -87,7 +86,6 @@ def parsed(*words: str) -> Config:
         ("--maybe_pair none", None),
         ("--maybe_wholes none", None),
         ("--maybe_wholes 1 2", (1, 2)),
-        ("--maybe_wholes", ()),
     ],
 )
 def test_a_flag_sets_its_field_and_no_other(words, value):
@@ -165,6 +163,8 @@ BAD_INPUT = {
     "three of a pair": ("--maybe_pair 1 2 3", ["--maybe_pair", "2 values"]),
     "none in a pair": ("--maybe_pair none 2", ["--maybe_pair", "2 values"]),
     "none in a list": ("--maybe_wholes 1 none", ["--maybe_wholes", "a list of values"]),
+    "no value of a list": ("--wholes", ["--wholes: must be one or more values"]),
+    "no value of a list that may be none": ("--maybe_wholes", ["--maybe_wholes: must be one or more values"]),
     "unknown preset": ("--preset huge", ["--preset huge", "default or large or wide"]),
     "what the configuration refuses": ("--whole -1", ["--whole -1: must be at least 0"]),
     "a list that it refuses": ("--wholes 2 2", ["--wholes 2 2: must be different"]),

@@ -8,16 +8,16 @@ import re
 import shutil
 import subprocess
 
+import experiment
+import harness
+import plot
+from experiment import Config
+
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from training import CPU, trained
-
-import experiment
-import harness
-import plot
-from experiment import Config
 
 EMBEDDINGS = {"run_0": "gaussian", "run_1": "permutation", "run_2": "fixed"}
 RUNS = {path.parent.name: path.parent for path in sorted(ROOT.glob("results/run_*/all_results.json"))}
@@ -37,7 +37,7 @@ def test_the_first_measured_point_of_a_trajectory_is_what_the_script_computes(ru
     stored = min(results["trajectories"], key=lambda trajectory: trajectory["n_tasks"])
     wanted = {key: values[0] for key, values in stored["curves"].items()}
     short = {"tasks": (stored["n_tasks"],), "seeds": 1, "seed": stored["seed"], "steps": (wanted["step"],)}
-    model = trained(Config(**results["config"] | short), torch.device(kind), stacked=kind == "cuda")
+    model = trained(Config(**results["config"] | short), torch.device(kind), "captured" if kind == "cuda" else "plain")
     (point,) = model.points
     assert model.trajectory.data.urns.tolist() == stored["urns"]
     assert point.keys() == wanted.keys()

@@ -18,12 +18,12 @@ import sys
 import time
 from pathlib import Path
 
+import experiment
+import harness
+
 import pytest
 import torch
 from conftest import ROOT, forks, launch
-
-import experiment
-import harness
 
 TINY = "--n_layers 1 --n_heads 2 --d_model 16 --batch_size 8 --n_test 16 --seq_len 4 --device cpu".split()
 STEPS = range(5, 81, 5)  # a checkpoint after every 5 steps
@@ -233,7 +233,7 @@ def test_killed_before_each_of_its_file_operations_in_turn_it_completes_and_leav
     assert moment > 5
     assert run(folder, grid=SMALL)[0] == 0
     assert same_cells(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["all_results.json", "final_info.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["all_results.json", "cells.csv", "final_info.json"]
 
 
 def test_killed_just_before_a_model_is_written_the_model_is_written_later(tmp_path):
@@ -344,7 +344,7 @@ def test_loading_a_checkpoint_executes_nothing_that_is_in_it(interrupted, same_b
     progress = harness.planned(experiment.STUDY, config)[0]
     progress.step = 1
     run_directory = harness.RunDirectory(interrupted, experiment.STUDY, config, torch.device("cpu"))
-    run_directory.save(progress, {"weights": Attack(executed)})
+    run_directory.save(progress, {"parameters": {"weights": Attack(executed)}, "buffers": {}})
     attack = pickle.dumps(Attack(executed))
     checkpoint(interrupted, 8).write_bytes(hashlib.sha256(attack).digest() + attack)
     status, _, err = run(interrupted)
@@ -405,7 +405,7 @@ def test_overwrite_starts_anew_and_removes_only_what_a_run_wrote(complete, half,
     before = listing(folder)
     status, out, err = run(folder, "--overwrite", "--lr", "0.01", grid=SMALL)
     assert (status, err, continued(out)) == (0, "", {})
-    assert sorted(contents(folder)) == sorted(["all_results.json", "final_info.json", *others])
+    assert sorted(contents(folder)) == sorted(["all_results.json", "cells.csv", "final_info.json", *others])
     after = listing(folder)
     assert all(after[str(folder / name)] == before[str(folder / name)] for name in others)
     assert list(json.loads((folder / "final_info.json").read_bytes())) == ["D4_N5", "D4_N10"]
@@ -559,5 +559,10 @@ def test_saved_models_load_as_plain_weights_into_the_model(complete):
 
 def test_without_save_models_only_the_results_remain(interrupted, complete):
     assert run(interrupted)[0] == 0
-    assert sorted(path.name for path in interrupted.iterdir()) == ["all_results.json", "final_info.json"]
-    assert sorted(path.name for path in complete.iterdir()) == ["all_results.json", "final_info.json", "models"]
+    assert sorted(path.name for path in interrupted.iterdir()) == ["all_results.json", "cells.csv", "final_info.json"]
+    assert sorted(path.name for path in complete.iterdir()) == [
+        "all_results.json",
+        "cells.csv",
+        "final_info.json",
+        "models",
+    ]

@@ -8,16 +8,17 @@ import pickle
 import re
 import weakref
 from dataclasses import fields, replace
+from functools import partial
 from unittest.mock import MagicMock
-
-import pytest
-import torch
-from training import CPU, GO_ON, planned
 
 import experiment
 import harness
 from experiment import STUDY, Config, UrnTrajectory
 from harness import Ensemble
+
+import pytest
+import torch
+from training import CPU, GO_ON, planned
 
 
 def small(**fields) -> Config:
@@ -54,10 +55,10 @@ def with_sgd(monkeypatch) -> None:
 def test_a_stacked_ensemble_is_the_same_arithmetic_as_one_model_after_the_other():
     for embedding in ("gaussian", "permutation", "fixed"):
         config = Config(embedding=embedding, n_layers=2, d_model=32, tasks=(2, 4, 8), steps=(40,), n_test=8, seq_len=5)
-        together = Ensemble(planned(config), CPU, stacked=True)
+        together = Ensemble(planned(config), CPU, "stacked")
         objectives, states = advance(together, 40), together.states()
         for member, progress in enumerate(planned(config)):
-            alone = Ensemble([progress], CPU, stacked=False)
+            alone = Ensemble([progress], CPU)
             torch.testing.assert_close(advance(alone, 40)[:, 0], objectives[:, member], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(alone.observe(0), together.observe(member), rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(alone.states()[0], states[member], rtol=1e-3, atol=1e-6)
@@ -73,10 +74,10 @@ def test_stacked_models_keep_their_own_buffers(monkeypatch):
 
     monkeypatch.setattr(UrnTrajectory, "model", frozen_positions)
     config = small(tasks=(2, 4))
-    stacked = Ensemble(planned(config), CPU, stacked=True)
+    together = Ensemble(planned(config), CPU, "stacked")
     for member, progress in enumerate(planned(config)):
-        alone = Ensemble([progress], CPU, stacked=False)
-        torch.testing.assert_close(stacked.observe(member), alone.observe(0), rtol=1e-4, atol=1e-6)
+        alone = Ensemble([progress], CPU)
+        torch.testing.assert_close(together.observe(member), alone.observe(0), rtol=1e-4, atol=1e-6)
 
 
 def test_what_a_loss_reports_is_by_member_and_name_and_is_not_what_is_trained(monkeypatch):
@@ -84,11 +85,11 @@ def test_what_a_loss_reports_is_by_member_and_name_and_is_not_what_is_trained(mo
         reported = experiment.next_draw_loss(model(tokens[:, :-1], codes), tokens)
         return 3 * reported, {"loss": reported, "urns": torch.tensor(float(trajectory.n_tasks))}
 
-    objectives = advance(Ensemble(planned(small(tasks=(2, 4))), CPU, stacked=True), 1)
+    objectives = advance(Ensemble(planned(small(tasks=(2, 4))), CPU, "stacked"), 1)
     monkeypatch.setattr(UrnTrajectory, "loss", loss)
-    for stacked in (False, True):
-        plan = planned(small(tasks=(2, 4)))[: 1 + stacked]
-        tripled, reported = Ensemble(plan, CPU, stacked).advance(4, GO_ON)
+    for rung in ("plain", "stacked"):
+        plan = planned(small(tasks=(2, 4)))[: 1 + (rung == "stacked")]
+        tripled, reported = Ensemble(plan, CPU, rung).advance(4, GO_ON)
         assert len(reported) == len(plan)
         for member, by_name in enumerate(reported):
             assert by_name.keys() == {"loss", "urns"} and by_name["urns"] == 4 * [2]  # the first one's loss serves all
@@ -117,17 +118,17 @@ def test_stacked_gradients_are_clipped_model_by_model():
 def test_clipped_gradients_are_those_of_clip_grad_norm_alone_and_stacked(monkeypatch):
     with_sgd(monkeypatch)
     config = small(tasks=(2, 4, 8), lr=1.0)
-    start, free = ([Ensemble([progress], CPU, stacked=False) for progress in planned(config)] for _ in range(2))
+    start, free = ([Ensemble([progress], CPU) for progress in planned(config)] for _ in range(2))
     norms = []
     for ensemble in free:
         advance(ensemble, 1)
         norms.append(torch.nn.utils.get_total_norm([p.grad for p in ensemble.params.values()]).item())
     clip_norm = (min(norms) + max(norms)) / 2
-    together = Ensemble(planned(config, clip_norm=clip_norm), CPU, stacked=True)
+    together = Ensemble(planned(config, clip_norm=clip_norm), CPU, "stacked")
     advance(together, 1)
     for member, progress in enumerate(planned(config, clip_norm=clip_norm)):
         torch.nn.utils.clip_grad_norm_(free[member].params.values(), clip_norm)
-        advance(alone := Ensemble([progress], CPU, stacked=False), 1)
+        advance(alone := Ensemble([progress], CPU), 1)
         for name, p in free[member].params.items():
             wanted = start[member].params[name] - p.grad
             torch.testing.assert_close(alone.params[name], wanted, rtol=1e-5, atol=1e-6)
@@ -136,7 +137,7 @@ def test_clipped_gradients_are_those_of_clip_grad_norm_alone_and_stacked(monkeyp
 
 def test_one_update_is_adamw_as_published():
     """One step from a known gradient, by the formulas of Loshchilov & Hutter 2019."""
-    ensemble = Ensemble(planned(small(steps=(1,), lr=0.01, weight_decay=0.1)), CPU, stacked=False)
+    ensemble = Ensemble(planned(small(steps=(1,), lr=0.01, weight_decay=0.1)), CPU)
     before = {name: p.detach().clone() for name, p in ensemble.params.items()}
     advance(ensemble, 1)
     for name, p in ensemble.params.items():
@@ -173,7 +174,7 @@ def test_groups_of_parameters_keep_the_ratio_of_their_rates_under_a_schedule(mon
 
     monkeypatch.setattr(UrnTrajectory, "optimizer", optimizer)
     monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, n: 0.1 * min(update + 1, n - update) / n)
-    ensemble = Ensemble(planned(small()), CPU, stacked=False)
+    ensemble = Ensemble(planned(small()), CPU)
     assert highest == [0.05]
     for rate in (0.01, 0.02, 0.03, 0.04, 0.05, 0.05, 0.04):
         before = {name: p.detach().clone() for name, p in ensemble.params.items()}
@@ -184,60 +185,93 @@ def test_groups_of_parameters_keep_the_ratio_of_their_rates_under_a_schedule(mon
 
 
 @pytest.fixture
-def graph_and_eager(monkeypatch):
-    """The same model twice. The update of the first is a graph as on a GPU, but one that records only the learning
-    rate, a number by its value and a tensor by its place, and the place of the batches, and that replays by running."""
-    graph, eager = (Ensemble(planned(small(steps=(150,), lr=0.01)), CPU, stacked=True) for _ in range(2))
+def fake_graphs(monkeypatch):
+    """CUDA graphs on a CPU: they record only the learning rates, a number by its value and a tensor by its place, and
+    the places of the batches, and replay by running an update. Yields the graphs that were recorded."""
+    recorded, recording, update = [], [], Ensemble.update
 
     class Graph:
         replayed = 0
 
         def replay(self):
             self.replayed += 1
-            (group,) = graph.optimizer.param_groups
-            now, (group["lr"], graph.batches) = (group["lr"], graph.batches), (self.lr, self.batches)
-            Ensemble.update(graph)
-            group["lr"], graph.batches = now
+            options = self.ensemble.options
+            now, self.ensemble.batches = ([o["lr"] for o in options], self.ensemble.batches), self.batches
+            for o, lr in zip(options, self.rates, strict=True):
+                o["lr"] = lr
+            update(self.ensemble)
+            self.ensemble.batches = now[1]
+            for o, lr in zip(options, now[0], strict=True):
+                o["lr"] = lr
+
+    def update_or_record(ensemble):
+        if not recording:
+            return update(ensemble)
+        graph = recording[0]
+        graph.ensemble, graph.batches = ensemble, dict(ensemble.batches)
+        graph.rates = [o["lr"] for o in ensemble.options]
 
     @contextlib.contextmanager
-    def recording(recorded):
-        recorded.lr, recorded.batches = graph.optimizer.param_groups[0]["lr"], dict(graph.batches)
-        graph.update = lambda: None
+    def graph(graph):
+        recording.append(graph)
+        recorded.append(graph)
         yield
-        del graph.update
+        recording.clear()
 
-    graph.side, graph.graphed = MagicMock(), True
-    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    monkeypatch.setattr(Ensemble, "update", update_or_record)
+    for name, fake in {
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "Stream": MagicMock(),
+        "current_stream": MagicMock(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", recording)
-    return graph, eager
+    return recorded
+
+
+def graph_and_eager() -> tuple[Ensemble, Ensemble]:
+    """The same model twice."""
+    return tuple(Ensemble(planned(small(steps=(150,), lr=0.01)), CPU, rung) for rung in ("captured", "stacked"))
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "NAdam"])
-def test_the_updates_that_warm_a_graph_up_are_training(graph_and_eager, optimizer):
+def test_the_updates_that_warm_a_graph_up_are_training(monkeypatch, fake_graphs, optimizer):
     """No optimizer may be reset: NAdam starts at no zeros."""
-    graph, eager = graph_and_eager
-    for ensemble in graph_and_eager:
-        ensemble.optimizer = getattr(torch.optim, optimizer)(ensemble.params.values(), lr=0.01)
-    assert torch.equal(advance(graph, 10), advance(eager, 10))
-    assert graph.graph.replayed == 7 and graph.cursor == eager.cursor == 10
+    kind = {"AdamW": partial(torch.optim.AdamW, fused=True), "NAdam": NotCapturable}[optimizer]
+    monkeypatch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: kind(params.values(), lr=lr))
+    graph, eager = graph_and_eager()
+    torch.testing.assert_close(advance(graph, 10), advance(eager, 10), rtol=1e-6, atol=0)  # a tensor's rate is float32
+    assert [graph.replayed for graph in fake_graphs] == [7] and graph.cursor == eager.cursor == 10
 
 
-def test_the_batches_of_every_chunk_reach_the_graph(graph_and_eager):
-    graph, eager = graph_and_eager
-    assert torch.equal(advance(graph, 100, 20, 30), advance(eager, 100, 20, 30))
-    assert graph.graph.replayed == 147
+class NotCapturable(torch.optim.NAdam):
+    """Whose rate is a number, also in a graph."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        del self.param_groups[0]["capturable"]
+
+    def step(self):
+        self.param_groups[0]["capturable"] = False
+        super().step()
+        del self.param_groups[0]["capturable"]
 
 
-@pytest.mark.parametrize("kind, replayed", [(float, 3), (torch.tensor, 7)])
-def test_a_learning_rate_that_changes_reaches_the_graph(monkeypatch, graph_and_eager, kind, replayed):
+def test_the_batches_of_every_chunk_reach_the_graph(fake_graphs):
+    graph, eager = graph_and_eager()
+    torch.testing.assert_close(advance(graph, 100, 20, 30), advance(eager, 100, 20, 30), rtol=1e-5, atol=0)
+    assert [graph.replayed for graph in fake_graphs] == [147]
+
+
+@pytest.mark.parametrize("kind, replayed", [("AdamW", [7]), ("NAdam", [1, 3])])
+def test_a_learning_rate_that_changes_reaches_the_graph(monkeypatch, fake_graphs, kind, replayed):
     monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, updates: 0.01 if update < 4 else 0.1)
-    graph, eager = graph_and_eager
-    for ensemble in graph_and_eager:
-        ensemble.optimizer = torch.optim.AdamW(ensemble.params.values(), lr=kind(0.01))
-    assert torch.equal(advance(graph, 10), advance(eager, 10))
-    assert graph.graph.replayed == replayed
+    if kind == "NAdam":
+        monkeypatch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: NotCapturable(params.values(), lr=lr))
+    graph, eager = graph_and_eager()
+    torch.testing.assert_close(advance(graph, 10), advance(eager, 10), rtol=1e-6, atol=0)  # a tensor's rate is float32
+    assert [graph.replayed for graph in fake_graphs] == replayed
 
 
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
@@ -249,27 +283,27 @@ def as_read(state: dict) -> dict:
     return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("rung", ["plain", "stacked"])
 @pytest.mark.parametrize("model", [experiment.Model, Noisy])
-def test_an_ensemble_continues_from_its_state_bit_for_bit(monkeypatch, model, stacked):
+def test_an_ensemble_continues_from_its_state_bit_for_bit(monkeypatch, model, rung):
     monkeypatch.setattr(experiment, "Model", model)
     config = small(tasks=(2, 4), steps=(150,), embedding="permutation")
-    whole, first, second = (planned(config)[: 1 + stacked] for _ in range(3))
-    uninterrupted = Ensemble(whole, CPU, stacked)
+    whole, first, second = (planned(config)[: 1 + (rung == "stacked")] for _ in range(3))
+    uninterrupted = Ensemble(whole, CPU, rung)
     wanted = advance(uninterrupted, 100, 50)
-    broken = Ensemble(first, CPU, stacked)
+    broken = Ensemble(first, CPU, rung)
     objectives = [advance(broken, 37)]
     for progress, state in zip(second, broken.states(), strict=True):
         progress.step, progress.state = 37, as_read(state)
-    continued = Ensemble(second, CPU, stacked)
+    continued = Ensemble(second, CPU, rung)
     continued.restore()
     objectives.append(advance(continued, 63, 50))
     assert torch.equal(torch.cat(objectives), wanted)
     torch.testing.assert_close(continued.states(), uninterrupted.states(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_what_a_model_draws_by_itself_is_new_in_every_update_and_depends_on_nothing_else(monkeypatch, stacked):
+@pytest.mark.parametrize("rung", ["plain", "stacked"])
+def test_what_a_model_draws_by_itself_is_new_in_every_update_and_depends_on_nothing_else(monkeypatch, rung):
     def loss(trajectory, model, tokens, codes):
         objective = experiment.next_draw_loss(model(tokens[:, :-1], codes), tokens)
         return objective, {"draw": torch.rand(())}
@@ -277,20 +311,21 @@ def test_what_a_model_draws_by_itself_is_new_in_every_update_and_depends_on_noth
     monkeypatch.setattr(UrnTrajectory, "loss", loss)
     draws = []
     for _ in range(2):
-        ensemble = Ensemble(planned(small(tasks=(2, 4)))[: 1 + stacked], CPU, stacked)
+        ensemble = Ensemble(planned(small(tasks=(2, 4)))[: 1 + (rung == "stacked")], CPU, rung)
         torch.rand(3)
         _, reported = ensemble.advance(5, GO_ON)
         draws.append([by_name["draw"] for by_name in reported])
-    assert draws[0] == draws[1] and len({x for own in draws[0] for x in own}) == 5 * (1 + stacked)
+    assert draws[0] == draws[1] and len({x for own in draws[0] for x in own}) == 5 * (1 + (rung == "stacked"))
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_buffers_and_what_an_optimizer_holds_are_in_the_state_and_come_back(monkeypatch, stacked):
+@pytest.mark.parametrize("rung", ["plain", "stacked"])
+def test_buffers_and_what_an_optimizer_holds_are_in_the_state_and_come_back(monkeypatch, rung):
     monkeypatch.setattr(experiment, "Model", Noisy)
-    plan, other = (planned(small(tasks=(2, 4)))[: 1 + stacked] for _ in range(2))
-    ensemble = Ensemble(plan, CPU, stacked)
+    plan, other = (planned(small(tasks=(2, 4)))[: 1 + (rung == "stacked")] for _ in range(2))
+    ensemble = Ensemble(plan, CPU, rung)
     advance(ensemble, 7)
     ensemble.optimizer.param_groups[0]["weight_decay"] = 0.5
+    ensemble.optimizer.calls = ensemble.model.dropout.calls = 4  # some keep counters as attributes
     for parameter in ensemble.params.values():
         ensemble.optimizer.state[parameter]["calls"] = 3  # some optimizers keep plain numbers
     for member, state in enumerate(ensemble.states()):
@@ -300,22 +335,23 @@ def test_buffers_and_what_an_optimizer_holds_are_in_the_state_and_come_back(monk
         assert {name: value.shape for name, value in state["parameters"].items()} == {
             name: p.shape for name, p in model.named_parameters()
         }
-        assert all(own["calls"] == 3 and own["step"] == 7 for own in state["optimizer"].values())
+        assert all(own["calls"] == 3 and own["step"] == 7 for own in state["optimizers"][0].values())
         other[member].step, other[member].state = 7, as_read(state)
-    continued = Ensemble(other, CPU, stacked)
+    continued = Ensemble(other, CPU, rung)
     continued.restore()
     assert (continued.buffers["calls"] == 7).all() and continued.optimizer.param_groups[0]["weight_decay"] == 0.5
     assert all(continued.optimizer.state[parameter]["calls"] == 3 for parameter in continued.params.values())
+    assert continued.optimizer.calls == continued.model.dropout.calls == 4
     torch.testing.assert_close(continued.states(), ensemble.states(), rtol=0, atol=0)
 
 
 # ---- Faults ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_a_loss_that_is_not_finite_names_d_seed_and_step(stacked):
-    config = small(tasks=(2, 4) if stacked else (4,), steps=(50,))
-    ensemble = Ensemble(planned(config), CPU, stacked)
+@pytest.mark.parametrize("rung", ["plain", "stacked"])
+def test_a_loss_that_is_not_finite_names_d_seed_and_step(rung):
+    config = small(tasks=(2, 4) if rung == "stacked" else (4,), steps=(50,))
+    ensemble = Ensemble(planned(config), CPU, rung)
     advance(ensemble, 7)
     ensemble.params["decoder.norm.weight"].data.view(-1, 16)[-1] = math.nan  # of the last member
     with pytest.raises(harness.NotFiniteError, match="D=4, seed=0, step=8$"):
@@ -328,7 +364,7 @@ def test_what_is_observed_is_not_measured_if_it_is_not_a_number():
     observed = torch.full((1, 3, 4), 0.25)
     observed[0, 1, 2] = math.nan
     for values in (observed, {"first": observed.clone().fill_(1), "second": observed}):
-        with pytest.raises(harness.NotFiniteError, match="D=4, seed=3, step=9\nin cell D4_N10"):
+        with pytest.raises(harness.NotFiniteError, match=r"D=4, seed=3, step=9\n(.*\n)?in cell D4_N10"):
             progress.measure(values)
     assert progress.points == []
 
@@ -337,13 +373,13 @@ def test_a_fault_names_its_own_model_and_not_the_first_ones_of_its_ensemble(monk
     plan = planned(small(seeds=6))
     last = plan[-1]
     last.recent["loss"] = [1.0]
-    with pytest.raises(IndexError) as error, harness.faults_name_cells(plan):
+    with pytest.raises(IndexError) as error, harness.faults_name(plan):
         last.measure(torch.zeros(3))
     assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
     model = UrnTrajectory.model
     monkeypatch.setattr(UrnTrajectory, "model", lambda self: model(self) if self.seed < 5 else 1 / 0)
-    with pytest.raises(ZeroDivisionError) as error, harness.faults_name_cells(plan):
-        Ensemble(plan, CPU, stacked=True)
+    with pytest.raises(ZeroDivisionError) as error, harness.faults_name(plan):
+        Ensemble(plan, CPU, "stacked")
     assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
 
 
@@ -352,7 +388,7 @@ def test_a_fault_names_its_own_model_and_not_the_first_ones_of_its_ensemble(monk
 
 def test_an_ensemble_is_freed_as_soon_as_nothing_refers_to_it():
     """A graph that waits for the garbage collector may be destroyed while the next one is captured, which fails."""
-    ensemble = Ensemble(planned(small()), CPU, stacked=True)
+    ensemble = Ensemble(planned(small()), CPU, "stacked")
     advance(ensemble, 1)
     ensemble.observe(0)
     alive = weakref.ref(ensemble)
@@ -365,7 +401,7 @@ def test_an_ensemble_is_freed_as_soon_as_nothing_refers_to_it():
 
 
 @pytest.fixture
-def gpu_memory(monkeypatch) -> dict[str, int]:
+def gpu_memory(monkeypatch, fake_graphs) -> dict[str, int]:
     """A GPU that holds 1000 bytes of others. A model takes 60 bytes and 100 from its fourth update on, when the graph
     is captured, and 50 more while it is observed. Set its `free` bytes."""
     memory = {"free": 0, "peak": 0}
@@ -411,37 +447,38 @@ def four_fit(monkeypatch):
 
 
 def grouped(plan: list[harness.Progress]) -> list[tuple[list[str], bool]]:
-    """What trains together on a GPU, by its name, and whether stacked."""
-    groups = harness.plan_groups(plan, GPU)
-    return [([progress.trajectory.name for progress in group], stacked) for group, stacked in groups]
+    """What trains together on a GPU, by its name, and from which rung on."""
+    groups = harness.plan_groups(plan, GPU, "captured")
+    return [([progress.trajectory.name for progress in group], rung) for group, rung in groups]
 
 
 def test_ensembles_are_split_when_memory_is_short(monkeypatch, four_fit, capsys):
     plan = planned(small(tasks=(2, 4, 8), seeds=2))
     names = [progress.trajectory.name for progress in plan]
-    assert grouped(plan) == [(names[:4], True), (names[4:], True)]
+    assert grouped(plan) == [(names[:4], "captured"), (names[4:], "captured")]
     assert "6 models of one shape train in groups of 4" in capsys.readouterr().out
     monkeypatch.setattr(harness, "members_that_fit", lambda group, device: 7)
-    assert grouped(plan) == [(names, True)]
+    assert grouped(plan) == [(names, "captured")]
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(harness, "members_that_fit", lambda group, device: 1)
-    assert grouped(plan) == [([name], False) for name in names]
-    assert harness.plan_groups(plan, CPU) == [([progress], False) for progress in plan]
+    assert grouped(plan) == [([name], "captured") for name in names]
+    for device, rung in ((CPU, "captured"), (GPU, "plain")):
+        assert harness.plan_groups(plan, device, rung) == [([progress], "plain") for progress in plan]
 
 
-ALONE = [(["D=2, seed=0"], False), (["D=4, seed=0"], False)]
+ALONE = [(["D=2, seed=0"], "captured"), (["D=4, seed=0"], "captured")]
 
 
 def test_models_are_stacked_only_if_their_shape_and_their_optimizer_allow_it(monkeypatch, four_fit):
     config = small(tasks=(2, 4))
-    assert grouped(planned(config)) == [(["D=2, seed=0", "D=4, seed=0"], True)]
+    assert grouped(planned(config)) == [(["D=2, seed=0", "D=4, seed=0"], "captured")]
     assert grouped(planned(config, shape=None)) == ALONE
 
     class Muon(torch.optim.SGD):
         """By its own update, whatever it derives from."""
 
     monkeypatch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: Muon(params.values(), lr=lr))
-    assert grouped(planned(config)) == ALONE
+    assert grouped(planned(config)) == [(names, "plain") for names, _ in ALONE]
 
 
 class Other(UrnTrajectory):
@@ -477,26 +514,25 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def test_gpu_a_member_does_not_depend_on_its_ensemble(embedding, precision):
     config = Config(tasks=(2, 4), steps=(150,), n_test=8, embedding=embedding, precision=precision, device="cuda")
     gpu = torch.device("cuda", 0)
-    together = advance(Ensemble(planned(config), gpu, stacked=True), 100, 50)
+    together = advance(Ensemble(planned(config), gpu, "captured"), 100, 50)
     tolerance = 1e-3 if precision == "float32" else 0.1
     for member in range(2):
-        alone = advance(Ensemble(planned(config)[member : member + 1], gpu, stacked=True), 100, 50)
+        alone = advance(Ensemble(planned(config)[member : member + 1], gpu, "captured"), 100, 50)
         torch.testing.assert_close(alone[:, 0], together[:, member], rtol=tolerance, atol=tolerance)
 
 
 @needs_gpu
 def test_gpu_graph_replays_the_same_update_as_eager_steps_and_continues_from_its_state():
     config, gpu = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda"), torch.device("cuda", 0)
-    graph, eager = (Ensemble(planned(config), gpu, stacked=True) for _ in range(2))
-    eager.graphed = False
+    graph, eager = (Ensemble(planned(config), gpu, rung) for rung in ("captured", "stacked"))
     torch.testing.assert_close(advance(graph, 60), advance(eager, 60), rtol=1e-4, atol=1e-4)
     for member in range(2):
         torch.testing.assert_close(graph.observe(member), eager.observe(member), rtol=1e-3, atol=1e-4)
-    plan, half = planned(config), Ensemble(planned(config), gpu, stacked=True)
+    plan, half = planned(config), Ensemble(planned(config), gpu, "captured")
     advance(half, 30)
     for progress, state in zip(plan, half.states(), strict=True):
         progress.step, progress.state = 30, state
-    continued = Ensemble(plan, gpu, stacked=True)
+    continued = Ensemble(plan, gpu, "captured")
     continued.restore()
     torch.testing.assert_close(advance(continued, 30), advance(half, 30), rtol=1e-4, atol=1e-4)
 
@@ -504,7 +540,7 @@ def test_gpu_graph_replays_the_same_update_as_eager_steps_and_continues_from_its
 @needs_gpu
 def test_gpu_trains_without_host_synchronization():
     config = Config(tasks=(2, 4), steps=(60,), n_test=8, device="cuda")
-    ensemble = Ensemble(planned(config), torch.device("cuda", 0), stacked=True)
+    ensemble = Ensemble(planned(config), torch.device("cuda", 0), "captured")
     ensemble.load(0)
     for _ in range(5):  # warms up, and captures the graph
         ensemble.replay()
@@ -591,7 +627,7 @@ def test_a_headline_that_is_no_number_or_not_of_every_seed_is_refused(cells):
 
 def test_a_member_that_has_ended_cannot_fail_the_others():
     first, second = planned(Config(n_layers=1, d_model=16, tasks=(2, 4), steps=(50,), n_test=4, seq_len=4))
-    ensemble = Ensemble([first, second], CPU, stacked=True)
+    ensemble = Ensemble([first, second], CPU, "stacked")
     ensemble.params["decoder.norm.weight"].data[0] = math.nan
     first.cells = {"D2_N50": {}}
     ensemble.advance(5, GO_ON)
@@ -602,13 +638,13 @@ def test_a_member_that_has_ended_cannot_fail_the_others():
 
 def test_a_parameter_that_has_no_optimizer_state_yet_has_none_after_continuing():
     (progress,) = planned(Config(n_layers=1, d_model=16, tasks=(2,), steps=(50,), n_test=4, seq_len=4))
-    ensemble = Ensemble([progress], CPU, stacked=False)
+    ensemble = Ensemble([progress], CPU)
     ensemble.advance(5, GO_ON)
     p = ensemble.params["decoder.positions"]
     del ensemble.optimizer.state[p]
     (progress.state,) = ensemble.states()
     progress.step = 5
-    continued = Ensemble([progress], CPU, stacked=False)
+    continued = Ensemble([progress], CPU)
     continued.restore()
     assert not continued.optimizer.state[continued.params["decoder.positions"]]
     assert torch.equal(continued.params["decoder.positions"], p)

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import torch
-
 import harness
 from experiment import STUDY, Config
+
+import torch
 
 CPU = torch.device("cpu")
 GO_ON = SimpleNamespace(value=False)  # the stop that is never set
@@ -17,9 +17,14 @@ def planned(config: Config, **settings) -> list[harness.Progress]:
     return [harness.Progress(replace(p.trajectory, **settings)) for p in harness.planned(STUDY, config)]
 
 
-def trained(config: Config, device=CPU, stacked=False) -> harness.Progress:
+def nowhere(**parts) -> SimpleNamespace:
+    """What training asks of the folder of a run, without a folder."""
+    nothing = {"save": lambda progress, state: None, "load": lambda progress: None, "contents": lambda *_: None}
+    return SimpleNamespace(study=STUDY, **nothing | parts)
+
+
+def trained(config: Config, device=CPU, rung="plain") -> harness.Progress:
     """The only trajectory of the grid at its end, the only step at which it is measured."""
     (progress,) = planned(config, measured=())
-    nowhere = SimpleNamespace(save=lambda progress, state: None, study=STUDY)
-    harness.train(nowhere, [progress], device, stacked, lambda *updates: None, GO_ON)
+    harness.train(nowhere(), [progress], device, rung, lambda *updates: None, GO_ON)
     return progress
