@@ -667,21 +667,23 @@ class Ensemble:
             for key in target.keys() - values[0].keys():
                 del target[key]
             for key, value in values[0].items():
+                there = target.get(key)
                 if isinstance(value, dict):
                     fill(target[key], [own[key] for own in values])
-                elif isinstance(target.get(key), torch.Tensor):
-                    stack = self.stacked and target[key].ndim > 0
-                    target[key].copy_(torch.stack([own[key] for own in values]) if stack else torch.as_tensor(value))
-                else:
+                elif not isinstance(value if there is None else there, torch.Tensor):
                     target[key] = value
+                else:
+                    stack = self.stacked and (value if there is None else there).ndim > 0
+                    value = torch.stack([own[key] for own in values]) if stack else torch.as_tensor(value)
+                    target[key] = value.to(self.device) if there is None else there.copy_(value)
 
         saved = [progress.state for progress in self.group]
         for p in self.params.values():
             p.grad = torch.zeros_like(p)
         self.optimizer.step()  # makes the state that is filled now
-        for i, kept in enumerate(self.optimizers):
-            for p in [p for p in kept.state if self.names[id(p)] not in saved[0]["optimizers"][i]]:
-                del kept.state[p]
+        for kept, states in zip(self.optimizers, saved[0]["optimizers"].values(), strict=True):
+            for name, p in self.params.items():
+                kept.state.pop(p, None) if name not in states else kept.state[p]
         held = self.held()
         fill(held, [{key: own[key] for key in held} for own in saved])
         for options, (_, values) in zip(self.options, saved[0]["options"].items(), strict=True):
@@ -715,14 +717,12 @@ def trial(group: list[Progress], device: torch.device, rung: str, training=True,
     starts = [state(member) for member in ends]
     for update in range(8):
         ensemble.make(ensemble.peak * (0.5 if update < 4 else 1.0))
-    found = [
-        {name: end - start.get(name, 0) for name, end in state(e).items()}
-        for e, start in zip(ends, starts, strict=True)
-    ]
-    for member, numbers in zip(ends, found, strict=True):
-        for name, p in ensemble.params.items():
-            if p.grad is not None:
-                numbers[f"gradients.{name}"] = (p.grad[member] if ensemble.stacked else p.grad).cpu().double()
+    found = []
+    for member, start in zip(ends, starts, strict=True):
+        grads = {name: p.grad for name, p in ensemble.params.items() if p.grad is not None}
+        grads = {f"gradients.{name}": grad[member] if ensemble.stacked else grad for name, grad in grads.items()}
+        changes = {name: end - start.get(name, 0) for name, end in state(member).items()}
+        found.append({name: grad.cpu().double() for name, grad in grads.items()} | changes)
     return found
 
 
@@ -777,11 +777,12 @@ def train_group(run: "RunDirectory", group: list[Progress], device: torch.device
             fault, parts = "out of memory", min(2, len(group))
         except FastPathError as error:
             fault, parts = str(error), 1
-        before = sum(progress.step for progress in group)
+        counted = len(group) * max(progress.step for progress in group)  # one that has ended is counted with the others
         for progress in group:
             progress.restart()
             run.load(progress)
-        report(0, sum(progress.step for progress in group) - before, math.nan)
+        steps = [progress.trajectory.updates if progress.done else progress.step for progress in group]
+        report(0, sum(steps) - counted, math.nan)
         left = [progress for progress in group if not progress.done]
         following = rung if parts == 2 else list(RUNGS)[list(RUNGS).index(rung) + 1]
         how = "in halves" if parts == 2 else RUNGS[following]

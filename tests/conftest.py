@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -5,6 +6,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests share the machine with the processes they launch
 
@@ -36,6 +40,56 @@ def launch(*arguments, script=ROOT / "experiment.py", cwd=None) -> subprocess.Co
         assert process.exitcode is not None, "hangs"
         out, err = (Path(output + suffix).read_text() for suffix in (".out", ".err"))
         return subprocess.CompletedProcess(command, process.exitcode, out, err)
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch):
+    """CUDA graphs on a CPU: they record only the learning rates, a number by its value and a tensor by its place, and
+    the places of the batches, and replay by running an update. Yields the graphs that were recorded."""
+    from harness import Ensemble
+
+    import torch
+
+    recorded, recording, update = [], [], Ensemble.update
+
+    class Graph:
+        replayed = 0
+
+        def replay(self):
+            self.replayed += 1
+            options = self.ensemble.options
+            now, self.ensemble.batches = ([o["lr"] for o in options], self.ensemble.batches), self.batches
+            for o, lr in zip(options, self.rates, strict=True):
+                o["lr"] = lr
+            update(self.ensemble)
+            self.ensemble.batches = now[1]
+            for o, lr in zip(options, now[0], strict=True):
+                o["lr"] = lr
+
+    def update_or_record(ensemble):
+        if not recording:
+            return update(ensemble)
+        graph = recording[0]
+        graph.ensemble, graph.batches = ensemble, dict(ensemble.batches)
+        graph.rates = [o["lr"] for o in ensemble.options]
+
+    @contextlib.contextmanager
+    def graph(graph):
+        recording.append(graph)
+        recorded.append(graph)
+        yield
+        recording.clear()
+
+    monkeypatch.setattr(Ensemble, "update", update_or_record)
+    for name, fake in {
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "Stream": MagicMock(),
+        "current_stream": MagicMock(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    return recorded
 
 
 def pytest_collection_modifyitems(items):

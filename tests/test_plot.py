@@ -1,12 +1,18 @@
 """The figures, by what is drawn in them."""
 
 import copy
+import errno
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import plot
 
 import numpy as np
 import pytest
-
-import plot
+from conftest import ROOT
 
 TASKS, STEPS = [4, 8, 16], [100, 2000]
 
@@ -81,15 +87,36 @@ def write(folder, name, content):
     (folder / name / "all_results.json").write_text(json.dumps(content))
 
 
+def tiny() -> dict:
+    """A run of one cell of two seeds, quickly drawn."""
+    run = results(seeds=2)
+    run["config"] = {"tasks": [4], "steps": [100]}
+    run["cells"] = [cell for cell in run["cells"] if (cell["n_tasks"], cell["n_steps"]) == (4, 100)]
+    run["trajectories"] = [trajectory for trajectory in run["trajectories"] if trajectory["n_tasks"] == 4]
+    return run
+
+
+def figures_of(run) -> list[str]:
+    return sorted(["compare.png", *(f"{kind}_{run}.png" for kind in ("curves", "distance", "heatmap", "positions"))])
+
+
+def inside(folder) -> list[str]:
+    """Names of all that is in a folder but its runs."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("run_"))
+
+
+def python(code, *arguments, env, within=(), **options) -> subprocess.CompletedProcess:
+    """A new process, since what it reads of its surroundings it reads before the first line of a test."""
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run([*within, sys.executable, "-c", code, *arguments], env=env, **options)
+
+
 @pytest.fixture
 def unsaved(monkeypatch):
-    """Figures are drawn but their files stay empty: writing them takes most of the time."""
-
-    def save(figure, path):
-        plot.plt.close(figure)
-        path.touch()
-
-    monkeypatch.setattr(plot, "save", save)
+    """Figures are made but not painted: that takes most of the time. Their files hold their titles."""
+    monkeypatch.setattr(
+        plot.plt.Figure, "savefig", lambda figure, path, **_: Path(path).write_text(figure.get_suptitle())
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -194,16 +221,14 @@ def test_order_of_flags_does_not_change_the_map():
 
 
 def test_a_folder_that_is_no_run_is_named_and_skipped(tmp_path, capsys, unsaved):
-    write(tmp_path, "run_0", results())
+    write(tmp_path, "run_0", tiny())
     write(tmp_path, "run_1", {"config": {}})
     (tmp_path / "run_2").mkdir()
-    write(tmp_path, "run_10", results(shift=0.2))
+    write(tmp_path, "run_10", tiny())
     assert plot.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "run_1: skipped" in out and "run_2: skipped" in out
-    kinds = ("curves", "distance", "heatmap", "positions")
-    wanted = [f"{kind}_{run}.png" for kind in kinds for run in ("run_0", "run_10")]
-    assert sorted(p.name for p in tmp_path.glob("*.png")) == sorted([*wanted, "compare.png"])
+    assert inside(tmp_path) == sorted({*figures_of("run_0"), *figures_of("run_10")})
 
 
 def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, monkeypatch, capsys, unsaved):
@@ -211,10 +236,10 @@ def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, mon
     assert plot.main([]) == 1
     assert "no run" in capsys.readouterr().err
     (tmp_path / "results").mkdir()
-    write(tmp_path / "results", "run_0", results())
+    write(tmp_path / "results", "run_0", tiny())
     assert plot.main([]) == 0
     assert (tmp_path / "results" / "heatmap_run_0.png").exists()
-    write(tmp_path, "run_3", results())
+    write(tmp_path, "run_3", tiny())
     assert plot.main([]) == 0
     assert (tmp_path / "heatmap_run_3.png").exists()
 
@@ -401,11 +426,201 @@ def test_a_run_without_cells_is_all_hatched_and_one_without_references_still_dra
     assert axes[1].images[0].get_array().mask.all() and not axes[0].images[0].get_array().mask.any()
 
 
-def test_a_run_folder_itself_can_be_named(tmp_path, monkeypatch, unsaved):
-    write(tmp_path, "run_5", results())
-    monkeypatch.chdir(tmp_path / "run_5")
-    assert plot.main(["."]) == 0
-    assert (tmp_path / "heatmap_run_5.png").exists()
+@pytest.mark.parametrize("place, asked", [("run_5", "."), ("run_5/models", ".."), (".", "run_5")])
+def test_the_figures_of_a_run_that_is_named_go_into_it(tmp_path, monkeypatch, unsaved, place, asked):
+    write(tmp_path, "run_5", tiny())
+    (tmp_path / "run_5" / "models").mkdir()
+    monkeypatch.chdir(tmp_path / place)
+    assert plot.main([asked]) == 0
+    assert inside(tmp_path / "run_5") == sorted([*figures_of("run_5"), "all_results.json", "models"])
+    assert inside(tmp_path) == []
+
+
+def test_figures_of_a_run_that_is_a_link_go_beside_the_link(tmp_path, unsaved):
+    for folder in ("here", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "elsewhere", "run_of_long_ago", tiny())
+    (tmp_path / "here" / "run_1").symlink_to(tmp_path / "elsewhere" / "run_of_long_ago")
+    assert plot.main([str(tmp_path / "here")]) == 0
+    assert inside(tmp_path / "here") == figures_of("run_1") and inside(tmp_path / "elsewhere") == []
+    assert [path.name for path in (tmp_path / "elsewhere" / "run_of_long_ago").iterdir()] == ["all_results.json"]
+
+
+@pytest.mark.parametrize("tie", [os.symlink, os.link])
+def test_what_is_tied_to_the_name_of_a_figure_is_left_as_it_is(tmp_path, unsaved, tie):
+    (tmp_path / "here").mkdir()
+    write(tmp_path / "here", "run_1", tiny())
+    (tmp_path / "notes").write_text("dear")
+    tie(tmp_path / "notes", tmp_path / "here" / "curves_run_1.png")
+    assert plot.main([str(tmp_path / "here")]) == 0
+    assert (tmp_path / "notes").read_text() == "dear"
+    assert inside(tmp_path / "here") == figures_of("run_1")
+    assert "run_1" in (tmp_path / "here" / "curves_run_1.png").read_text()
+
+
+@pytest.mark.parametrize("fault", ["in the way", "full", "read-only"])
+def test_a_figure_that_cannot_be_written_is_named_and_the_others_drawn(tmp_path, monkeypatch, capsys, unsaved, fault):
+    write(tmp_path, "run_\n", tiny())  # also such a name takes one line
+    lost, before = ["heatmap_run_\n.png"], "an older figure"
+    if fault == "in the way":
+        (tmp_path / "heatmap_run_\n.png").mkdir()
+    else:
+        (tmp_path / "heatmap_run_\n.png").write_text(before)
+    if fault == "full":
+        save = plot.plt.Figure.savefig
+
+        def savefig(figure, path, **options):
+            save(figure, path, **options)
+            if "does the model" in figure.get_suptitle():  # the heat map, once it is half written
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(plot.plt.Figure, "savefig", savefig)
+    if fault == "read-only":
+
+        def denied(*_, **__):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(plot.tempfile, "TemporaryDirectory", denied)
+        lost = figures_of("run_\n")
+    assert plot.main([str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == len(lost) and all(str(tmp_path / name).replace("\n", r"\n") in err for name in lost)
+    assert r"run_\n D4_N100" in out
+    assert inside(tmp_path) == (["heatmap_run_\n.png"] if fault == "read-only" else figures_of("run_\n"))
+    if fault != "in the way":
+        assert (tmp_path / "heatmap_run_\n.png").read_text() == before
+
+
+@pytest.mark.parametrize("asked", ["", " ", "\n", "nowhere", "file", "x" * 300])
+def test_what_is_no_folder_is_one_line(tmp_path, monkeypatch, capsys, unsaved, asked):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "run_0", tiny())
+    (tmp_path / "file").touch()
+    assert plot.main([asked]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "DIR" in err
+    assert inside(tmp_path) == ["file"]
+
+
+SETTINGS = """
+text.usetex: True
+savefig.format: pdf
+savefig.bbox: tight
+figure.dpi: 31
+font.size: 30
+font.family: serif
+axes.facecolor: red
+interactive: True
+backend: template
+"""
+HOSTILE = {  # variables, and what files say
+    "variables": (
+        {
+            "MPLBACKEND": "nonsense",
+            "MPLCONFIGDIR": f"{os.devnull}/none",
+            "HOME": os.devnull,
+            "FREETYPE_PROPERTIES": "truetype:interpreter-version=35",
+            "SOURCE_DATE_EPOCH": "never",
+            "DISPLAY": ":99",
+            "PYTHONWARNINGS": "error",
+        },
+        {},
+    ),
+    "current folder": (
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "HOME": ""},
+        {"matplotlibrc": SETTINGS},
+    ),
+    "unreadable": ({"MATPLOTLIBRC": "{here}/settings"}, {"matplotlibrc": "\udcff", "settings": SETTINGS}),
+    "home": (
+        {"HOME": "{here}/home", "XDG_CACHE_HOME": "{here}/cache"},
+        {"home/.config/matplotlib/matplotlibrc": SETTINGS},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("variables, files", HOSTILE.values(), ids=HOSTILE)
+def test_a_figure_is_the_same_in_every_environment(tmp_path, variables, files):
+    """The same bytes, nothing on standard error and nothing else on disk."""
+    title = "a run that is called \u5b57"  # a letter that the font lacks
+    plot.save(plot.draw_heatmap(tiny(), title), tmp_path / "here.png")
+    write(tmp_path, "run_0", tiny())
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, errors="surrogateescape")
+    before = {*tmp_path.rglob("*")}
+    code = f"""
+import plot
+run = plot.read_run(plot.Path("run_0"))
+plot.save(plot.draw_heatmap(run, {ascii(title)}), plot.Path("there.png"))
+"""
+    variables = {name: value.format(here=tmp_path) for name, value in variables.items()}
+    process = python(code, env=variables, cwd=tmp_path, capture_output=True)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert (tmp_path / "there.png").read_bytes() == (tmp_path / "here.png").read_bytes()
+    assert {*tmp_path.rglob("*")} - before == {tmp_path / "there.png"}
+
+
+# The whole of plot.py, but for the painting.
+UNSAVED = r"""
+import sys, plot
+plot.labels = {"run_\u00e9": "a label of run_\u00e9", "gone": ""}
+plot.plt.Figure.savefig = lambda figure, path, **_: plot.Path(path).write_bytes(figure.get_suptitle().encode())
+sys.exit(plot.main())
+"""
+
+
+@pytest.mark.parametrize("output", ["full", "closed", "nobody reads"])
+def test_figures_are_drawn_where_nothing_can_be_printed(tmp_path, output):
+    write(tmp_path, "run_0", tiny())
+    if output == "nobody reads":
+        read, full = os.pipe()
+        os.close(read)
+    else:
+        full = os.open("/dev/full", os.O_WRONLY)
+    closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh"] if output == "closed" else []
+    process = python(UNSAVED, str(tmp_path), env={}, within=closed, stdout=full, stderr=full)
+    os.close(full)
+    assert process.returncode == 0
+    assert inside(tmp_path) == figures_of("run_0")
+
+
+def test_names_and_signs_beyond_ascii_pass_through_an_ascii_locale(tmp_path):
+    run = tiny()
+    run["config"]["embedding"] = "\u00e9"
+    for name in ("run_\u00e9", os.fsdecode(b"run_\xff")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "all_results.json").write_bytes(json.dumps(run, ensure_ascii=False).encode())
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    process = python(UNSAVED, str(tmp_path), env=env, capture_output=True)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert b"run_\\xe9 D4_N100 relative_divergence: 0.1050 \\xb1 0.0050\n" in process.stdout
+    assert inside(tmp_path) == sorted({*figures_of("run_\u00e9"), *figures_of("run_\\xff")})
+    assert (tmp_path / "heatmap_run_\u00e9.png").read_text().startswith("a label of run_\u00e9: ")
+    assert (tmp_path / "heatmap_run_\\xff.png").read_text().startswith("run_\\xff (\u00e9 embeddings): ")
+
+
+ODD = [
+    "\ud800 \udcc3",
+    "\u5b57",
+    "100 % $x_{$ \\frac",
+    "two\nlines\n\n",
+    "\r\t\0",
+    "\u202e\u200d\U0001f600",
+    "../x",
+    " ",
+    7,
+]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("label", ODD, ids=ascii)
+def test_any_label_is_drawn(monkeypatch, label):
+    monkeypatch.setattr(plot, "labels", {"run_0": label})
+    title = plot.title_of("run_0", tiny())
+    for figure in (plot.draw_heatmap(tiny(), title), compare_one(tiny(), title)):
+        for text in figure.findobj(plot.plt.Text):
+            text.get_window_extent()  # for which its letters are taken from the font
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"config": 3}', "\x00"])
@@ -420,7 +635,7 @@ def test_runs_measured_with_another_yardstick_are_marked(tmp_path, monkeypatch, 
     titles, draw = [], plot.draw_heatmap
     monkeypatch.setattr(plot, "draw_heatmap", lambda run, title: titles.append(title) or draw(run, title))
     for name, yardstick in {"run_0": "a", "run_1": "a", "run_2": "b", "run_3": None}.items():
-        write(tmp_path, name, {**results(), "environment": {"yardstick_sha256": yardstick}})
+        write(tmp_path, name, {**tiny(), "environment": {"yardstick_sha256": yardstick}})
     assert plot.main([str(tmp_path)]) == 0
     assert titles[:2] == ["run_0", "run_1"] and "another yardstick than run_0" in titles[2] and "unknown" in titles[3]
     assert "run_2: measured with another yardstick" in capsys.readouterr().out

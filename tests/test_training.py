@@ -1,6 +1,5 @@
 """How the harness trains, whatever is trained: here the models of Balls & Urns, made small."""
 
-import contextlib
 import gc
 import io
 import math
@@ -9,7 +8,6 @@ import re
 import weakref
 from dataclasses import fields, replace
 from functools import partial
-from unittest.mock import MagicMock
 
 import experiment
 import harness
@@ -182,52 +180,6 @@ def test_groups_of_parameters_keep_the_ratio_of_their_rates_under_a_schedule(mon
         for name, p in ensemble.params.items():
             wanted = before[name] - (2 if "norm" in name else 1) * rate * p.grad
             torch.testing.assert_close(p.detach(), wanted, rtol=1e-6, atol=1e-7)
-
-
-@pytest.fixture
-def fake_graphs(monkeypatch):
-    """CUDA graphs on a CPU: they record only the learning rates, a number by its value and a tensor by its place, and
-    the places of the batches, and replay by running an update. Yields the graphs that were recorded."""
-    recorded, recording, update = [], [], Ensemble.update
-
-    class Graph:
-        replayed = 0
-
-        def replay(self):
-            self.replayed += 1
-            options = self.ensemble.options
-            now, self.ensemble.batches = ([o["lr"] for o in options], self.ensemble.batches), self.batches
-            for o, lr in zip(options, self.rates, strict=True):
-                o["lr"] = lr
-            update(self.ensemble)
-            self.ensemble.batches = now[1]
-            for o, lr in zip(options, now[0], strict=True):
-                o["lr"] = lr
-
-    def update_or_record(ensemble):
-        if not recording:
-            return update(ensemble)
-        graph = recording[0]
-        graph.ensemble, graph.batches = ensemble, dict(ensemble.batches)
-        graph.rates = [o["lr"] for o in ensemble.options]
-
-    @contextlib.contextmanager
-    def graph(graph):
-        recording.append(graph)
-        recorded.append(graph)
-        yield
-        recording.clear()
-
-    monkeypatch.setattr(Ensemble, "update", update_or_record)
-    for name, fake in {
-        "CUDAGraph": Graph,
-        "graph": graph,
-        "Stream": MagicMock(),
-        "current_stream": MagicMock(),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    return recorded
 
 
 def graph_and_eager() -> tuple[Ensemble, Ensemble]:
