@@ -1085,21 +1085,19 @@ def strict_json(value) -> bytes:
 
 
 def definition(thing) -> str:
-    """Source of a function or class and of what its module has put in its place, or in that of its methods, since."""
+    """Source of a function or class, and what its module has put in its place, or in that of its methods, since."""
     text, now = inspect.getsource(thing), sys.modules[thing.__module__]
     for name in thing.__qualname__.split("."):
         now = getattr(now, name, None)
-    parts = list(vars(thing).items()) if inspect.isclass(thing) else []
-    parts = [
-        (key, getattr(part, "func", getattr(part, "fget", getattr(part, "__func__", part)))) for key, part in parts
-    ]
-    for key, part in [*parts, (thing.__qualname__, now)]:
-        code = getattr(inspect.unwrap(part), "__code__", None) if callable(part) else None
-        if code and not code.co_filename.startswith("<"):  # dataclasses make methods that no file has
-            part = inspect.getsource(part)
-            text += f"{key} is now {part}" * (part not in text)
-        elif part is now and now is not thing:
-            text += f"{key} is now something else"
+    for key, part in vars(thing).items() if inspect.isclass(thing) else ():
+        part = inspect.unwrap(getattr(part, "func", getattr(part, "fget", getattr(part, "__func__", part))))
+        own = getattr(part, "__qualname__", "") == f"{thing.__qualname__}.{key}" and inspect.isfunction(part)
+        if f"def {key}(" in text and not (own and inspect.getsource(part) in text):
+            now = part
+    if now is not thing:
+        with contextlib.suppress(OSError, TypeError):
+            text += inspect.getsource(now)
+        text += "in its place"
     return text
 
 
@@ -1205,6 +1203,8 @@ class RunDirectory:
             if lasting and new.grows_from(old):  # one with more cells was another model at its end: it starts anew
                 vars(new).update({key: getattr(old, key) for key in Progress.HELD})
         self.found = results
+        if all(progress.done for progress in plan):  # what is written again is of the machine that trained it
+            self.environment = results["environment"]
         return True
 
     @staticmethod
@@ -1612,6 +1612,9 @@ class Output:
         return getattr(self.stream, name)
 
 
+RUNNING = threading.RLock()  # random numbers, streams and warnings are those of a whole process
+
+
 @contextlib.contextmanager
 def as_found():
     """While this lasts, a stream or terminal that is gone ends nothing. Afterwards the program around has its threads,
@@ -1621,7 +1624,7 @@ def as_found():
             os.fstat(number)
         except OSError:  # it is closed: no file of the run may take its place
             os.open(os.devnull, os.O_RDWR)
-    with contextlib.ExitStack() as restore:
+    with RUNNING, contextlib.ExitStack() as restore:
         restore.callback(torch.set_num_threads, torch.get_num_threads())
         restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         restore.callback(torch.set_rng_state, torch.get_rng_state())

@@ -2,29 +2,42 @@
 """Draw every figure of the runs that experiment.py wrote, from their all_results.json alone.
 
     python plot.py        # the runs in the current folder (run_*), else those in results/
-    python plot.py DIR    # the runs in DIR
+    python plot.py DIR    # the runs in DIR, or DIR itself if it is a run
 
-Beside the folder of every run:
+Every figure goes into that folder, also that of a run that is a link, and is the same in every environment:
     heatmap_<run>.png     relative divergence, D x N: 0 (blue) like the generalizer, 1 (red) like the memorizer
     distance_<run>.png    how far the models are from each ideal predictor, and which mixture of them is nearest
     curves_<run>.png      training loss and relative divergence over training steps
     positions_<run>.png   how far the models are from S and M after 1, 2, .. draws
-and compare.png, the maps of the runs in `labels` side by side. The numbers of the maps are printed as well.
+    compare.png           the maps of the runs in `labels` side by side
+The numbers of the maps are printed as well. Exit status: 1 if nothing could be drawn or a figure not be written, 2 if
+DIR is no folder.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
+import logging
+import os
 import sys
+import tempfile
 import textwrap
+import warnings
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import matplotlib.ticker
-import numpy as np
+# Backend, settings, fonts and how they are drawn are not taken from the environment, and there is no cache to write:
+# matplotlib then takes a temporary folder. What it remarks on that, or on letters its font lacks, helps no reader.
+os.environ |= {"MPLBACKEND": "Agg", "MPL_IGNORE_SYSTEM_FONTS": "1", "FREETYPE_PROPERTIES": ""}
+os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLCONFIGDIR": os.devnull}
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+warnings.simplefilter("ignore")
+# A matplotlibrc in the current folder would come first, and end the import if it cannot be read.
+with contextlib.chdir(Path(os.__file__).parent) if os.path.exists("matplotlibrc") else contextlib.nullcontext():
+    import matplotlib
+import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.ticker  # noqa: E402
+import numpy as np  # noqa: E402
 
 plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign in it is one
 
@@ -38,7 +51,7 @@ NEITHER_NATS = 0.05
 # tests/test_results.py replays them with.
 COMMITTED_YARDSTICK = "278caa3d83bf78117b76f0d310d2058b1e02399fcccbe12cf80ebf3ef7508663"
 SAME_YARDSTICK = {
-    COMMITTED_YARDSTICK: "2f8cfdc8825e1e4a33c48cf8f2b0b3bb4f01057e6e0eca53ce0cc776bdf3f952",
+    COMMITTED_YARDSTICK: "81244ef5a1c836691e16ea3740002078cd97a049d8824ad7c1ad14b8e797520b",
 }
 
 # Colors of Okabe & Ito; marker and line tell the predictors apart without color.
@@ -59,27 +72,33 @@ LETTERS = "S posterior mean, O Bayes over relabelled urns, M Bayes over urns"
 # ==== Reading =========================================================================================================
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """The run_* folders in `folder`, or the folder itself if it is a run."""
-    folder = folder.resolve()
-    if (folder / "all_results.json").exists():
-        return [folder]
-    return sorted((p for p in folder.glob("run_*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
+def name_of(path: Path) -> str:
+    """A folder's name as text, whatever the locale makes of it. Only "." and ".." take theirs from where they lead."""
+    name = (path.resolve() if path.name in ("", "..") else path).name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def find_runs(folder: Path) -> dict[str, Path]:
+    """The run_* folders in `folder`, or the folder itself if it is a run, by name."""
+    if os.path.exists(folder / "all_results.json"):
+        return {name_of(folder): folder}
+    found = {name_of(path): path for path in folder.glob("run_*") if os.path.isdir(path)}
+    return dict(sorted(found.items(), key=lambda run: (len(run[0]), run[0])))
 
 
 def read_run(path: Path) -> dict | None:
     """The contents of all_results.json; None, with a line that says why, if `path` holds no readable run."""
     try:
-        results = json.loads((path / "all_results.json").read_text())
+        results = json.loads((path / "all_results.json").read_bytes())
         rows, columns = (sorted(map(int, results["config"][key])) for key in ("tasks", "steps"))
         inside = all(cell["n_tasks"] in rows and cell["n_steps"] in columns for cell in results["cells"])
         if rows and columns and inside:
             return results
-        print(f"{path}: skipped, the cells of its all_results.json are not those of its configuration")
+        say(f"{path}: skipped, the cells of its all_results.json are not those of its configuration")
     except FileNotFoundError:
-        print(f"{path}: skipped, it holds no all_results.json")
+        say(f"{path}: skipped, it holds no all_results.json")
     except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
-        print(f"{path}: skipped, its all_results.json is not that of a run ({type(error).__name__}: {error})")
+        say(f"{path}: skipped, its all_results.json is not that of a run ({type(error).__name__}: {error})")
 
 
 def grid_of(results: dict) -> tuple[list[int], list[int]]:
@@ -123,7 +142,8 @@ def title_of(name: str, results: dict) -> str:
     """The run's label; without one, its name and what kind of models it trained."""
     kinds = {"embedding": "{} embeddings", "d_model": "d_model {}"}
     known = [form.format(results["config"][key]) for key, form in kinds.items() if key in results["config"]]
-    return labels.get(name) or name + (f" ({', '.join(known)})" if known else "")
+    title = labels.get(name) or name + (f" ({', '.join(known)})" if known else "")
+    return str(title).encode("utf-8", "backslashreplace").decode()  # half a character cannot be drawn
 
 
 def reference(results: dict, n_tasks: int, name: str, key: str):
@@ -438,6 +458,18 @@ def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
 # ==== Main ============================================================================================================
 
 
+def say(line: object, stream: str = "stdout") -> None:
+    """Print a line where that can be done: words are a convenience, the figures are the result."""
+    try:
+        file = getattr(sys, stream)
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        text = str(line).replace("\n", "\\n").encode(encoding, "backslashreplace").decode(encoding)
+        file.write(f"{text}\n")
+        file.flush()
+    except (OSError, AttributeError):  # full, closed, or nobody reads: Python itself would try again and fail at exit
+        setattr(sys, stream, None)
+
+
 def print_table(runs: dict[str, dict]) -> None:
     """One line per number of the maps: run, cell, key, mean and standard error over the seeds."""
     for name, results in runs.items():
@@ -447,53 +479,64 @@ def print_table(runs: dict[str, dict]) -> None:
             for i, j in np.ndindex(mean.shape):
                 number = "missing" if np.isnan(mean[i, j]) else f"{mean[i, j]:.4f}"
                 error = "" if np.isnan(stderr[i, j]) else f" ± {stderr[i, j]:.4f}"
-                print(f"{name} D{rows[i]}_N{columns[j]} {key}: {number}{error}")
+                say(f"{name} D{rows[i]}_N{columns[j]} {key}: {number}{error}")
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    print(path)
+def save(figure: plt.Figure, path: Path) -> bool:
+    """Put a whole figure in the place of what has its name, be it a link. True, with a line, if that cannot be done."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".plot_", ignore_cleanup_errors=True) as draft:
+            figure.savefig(f"{draft}/figure.png", dpi=150)
+            os.replace(f"{draft}/figure.png", path)
+    except OSError as error:
+        say(f"plot.py: {path} cannot be written: {error.strerror or error}", "stderr")
+        return True
+    finally:
+        plt.close(figure)
+    say(path)
+    return False
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="folder with the runs")
-    folder = parser.parse_args(argv).folder
-    paths = find_runs(folder or Path(".")) or ([] if folder else find_runs(Path("results")))
-    runs = {path: results for path in paths if (results := read_run(path)) is not None}
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="folder with the runs")
+    asked = parser.parse_args(argv).folder
+    if asked is not None and not os.path.isdir(asked):
+        say(f"plot.py: DIR must be a folder, not {asked!r}", "stderr")
+        return 2
+    paths = find_runs(folder := Path(asked or "."))
+    if asked is None and not paths:
+        paths = find_runs(folder := Path("results"))
+    runs = {name: results for name, path in paths.items() if (results := read_run(path)) is not None}
     if not runs:
-        print(f"plot.py: no run to draw in {folder or 'this folder or results/'}", file=sys.stderr)
+        say(f"plot.py: no run to draw in {asked or 'this folder or results/'}", "stderr")
         return 1
     for name in labels:
-        if name not in {path.name for path in paths}:
-            print(f"{name}: in labels, but there is no such run here")
+        if name not in paths:
+            say(f"{name}: in labels, but there is no such run here")
 
-    yardsticks = {path: (results.get("environment") or {}).get("yardstick_sha256") for path, results in runs.items()}
-    yardsticks = {path: SAME_YARDSTICK.get(sha256, sha256) for path, sha256 in yardsticks.items()}
-    shown = [path for path in runs if path.name in labels] or list(runs)
-    first = next((path for path in shown if yardsticks[path]), None)
-    titles = {}
-    for path, results in runs.items():
-        titles[path.name] = title_of(path.name, results)
-        if first and yardsticks[path] != yardsticks[first]:
-            what = f"another yardstick than {first.name}" if yardsticks[path] else "an unknown yardstick"
-            titles[path.name] += f"\nmeasured with {what}: compare with care"
-            print(f"{path.name}: measured with {what} (yardstick_sha256): compare with care")
+    yardsticks = {name: (results.get("environment") or {}).get("yardstick_sha256") for name, results in runs.items()}
+    yardsticks = {name: SAME_YARDSTICK.get(sha256, sha256) for name, sha256 in yardsticks.items()}
+    shown = [name for name in runs if name in labels] or list(runs)
+    first = next((name for name in shown if yardsticks[name]), None)
+    figures = {"heatmap": draw_heatmap, "distance": draw_distance, "curves": draw_curves, "positions": draw_positions}
+    titles, unwritten = {}, []
+    for name, results in runs.items():
+        titles[name] = title_of(name, results)
+        if first and yardsticks[name] != yardsticks[first]:
+            what = f"another yardstick than {first}" if yardsticks[name] else "an unknown yardstick"
+            titles[name] += f"\nmeasured with {what}: compare with care"
+            say(f"{name}: measured with {what} (yardstick_sha256): compare with care")
         if missing := missing_cells(results):
-            print(f"{path.name}: {missing}")
-        for name, draw in (
-            ("heatmap", draw_heatmap),
-            ("distance", draw_distance),
-            ("curves", draw_curves),
-            ("positions", draw_positions),
-        ):
-            save(draw(results, titles[path.name]), path.parent / f"{name}_{path.name}.png")
+            say(f"{name}: {missing}")
+        for kind, draw in figures.items():
+            file_name = os.fsdecode(f"{kind}_{name}.png".encode())
+            unwritten.append(save(draw(results, titles[name]), folder / file_name))
 
-    compared = {path.name: runs[path] for path in shown}
-    save(draw_compare(compared, titles), next(iter(runs)).parent / "compare.png")
+    compared = {name: runs[name] for name in shown}
+    unwritten.append(save(draw_compare(compared, titles), folder / "compare.png"))
     print_table(compared)
-    return 0
+    return int(any(unwritten))
 
 
 if __name__ == "__main__":
