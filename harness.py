@@ -1321,14 +1321,15 @@ class RunDirectory:
             told = {"name": progress.trajectory.name, "seed": progress.trajectory.seed, "rungs": progress.rungs}
             trajectories.append(told | progress.extras | told | {"curves": curves})
         results = {"config": asdict(self.config), "environment": self.environment, "trajectories": trajectories}
-        headlines = self.study.headlines(self.config)
-        final_info = {name: summarize(name, seeds, headlines) for name, seeds in cells.items()}
+        with faults_name([], self.study.headlines):
+            headlines = self.study.headlines(self.config)
+            final_info = strict_json({name: summarize(name, seeds, headlines) for name, seeds in cells.items()})
         rows, table = [dict(leaves(cell)) for cell in json.loads(strict_json(every))], io.StringIO()
         writer = csv.DictWriter(table, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         contents = (strict_json(results | {"cells": every, "timing": timing}), table.getvalue().encode())
-        return dict(zip(self.RESULTS, (*contents, strict_json(final_info)), strict=True))
+        return dict(zip(self.RESULTS, (*contents, final_info), strict=True))
 
     def finish(self, plan: list[Progress], timing: dict, save_models: bool) -> None:
         """Write the results, remove the checkpoints, print the summary."""
@@ -1360,22 +1361,18 @@ def summarize(name: str, seeds: list[dict], headlines: tuple[str, ...]) -> dict:
     The mean is over the seeds that have the number. Where not all do, beside it stand `<key>_k` of `<key>_n`.
     """
     entry = {"means": {}, "stderrs": {}, "final_info_dict": {}}
-    try:
-        for key in headlines:
-            values = [cell.get(key, "missing") for cell in seeds]
-            if not all(value is None or isinstance(value, Real) for value in values):
-                raise TypeError(f"the headline {key} must be a number or None, is {values!r:.200} of {[*seeds[0]]}")
-            there = [value for value in values if value is not None]
-            stderr = np.std(there, ddof=1) / math.sqrt(len(there)) if len(there) > 1 else 0.0
-            entry["means"][f"{key}_mean"] = float(np.mean(there)) if there else None
-            if len(there) < len(values):
-                entry["means"] |= {f"{key}_k": len(there), f"{key}_n": len(values)}
-            entry["stderrs"][f"{key}_stderr"] = float(stderr) if there else None
-            entry["final_info_dict"][key] = values
-        strict_json(entry)  # a value that the file cannot hold fails here, with its cell
-    except Exception as error:
-        error.add_note(f"in cell {name}")
-        raise
+    for key in headlines:
+        values = [cell.get(key, "missing") for cell in seeds]
+        if not all(value is None or isinstance(value, Real) for value in values):
+            has = ", ".join(seeds[0])
+            raise TypeError(f"headline {key} of {name} must be a number or None, is {values!r:.100}; there are {has}")
+        there = [value for value in values if value is not None]
+        stderr = np.std(there, ddof=1) / math.sqrt(len(there)) if len(there) > 1 else 0.0
+        entry["means"][f"{key}_mean"] = float(np.mean(there)) if there else None
+        if len(there) < len(values):
+            entry["means"] |= {f"{key}_k": len(there), f"{key}_n": len(values)}
+        entry["stderrs"][f"{key}_stderr"] = float(stderr) if there else None
+        entry["final_info_dict"][key] = values
     return entry
 
 

@@ -64,7 +64,7 @@ def test_the_harness_may_be_imported_in_any_way(tmp_path):
     """As a whole, by another name, beside another import and inside of functions."""
     (tmp_path / "alone").mkdir()
     study = (ROOT / "tests" / "small_study.py").read_text()
-    start, end = study.index("from harness import"), study.index("# ==== Configuration")
+    start, end = study.index("from harness import"), study.index("import torch  # noqa")
     ways = "import sys; from harness import Study as Kind\nimport harness\nfrom harness import stream, require\n"
     study = study[:start] + ways + study[end:].replace("(Trajectory)", "(harness.Trajectory)")
     study = study.replace("STUDY = Study(", "STUDY = Kind(").replace(

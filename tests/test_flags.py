@@ -222,6 +222,99 @@ def test_a_field_that_no_flag_can_be_is_named(kind):
 
 
 @dataclass(frozen=True)
+class NoComma:
+    steps: tuple[int, ...] = (1000)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NoCommaPair:
+    steps: tuple[float, float] | None = 0.5
+
+
+@dataclass(frozen=True)
+class WordForNumber:
+    steps: int = "3"
+
+
+@dataclass(frozen=True)
+class NumberForWord:
+    steps: str = 3
+
+
+@dataclass(frozen=True)
+class FractionForWhole:
+    steps: tuple[int, ...] = (1, 2.5)
+
+
+@dataclass(frozen=True)
+class NoneForNumber:
+    steps: int = None
+
+
+@dataclass(frozen=True)
+class NumberForFlag:
+    steps: bool = 1
+
+
+@dataclass(frozen=True)
+class FlagForNumber:
+    steps: int = True
+
+
+@dataclass(frozen=True)
+class TooManyOfAPair:
+    steps: tuple[int, int] = (1, 2, 3)
+
+
+WRONG = {NoComma: "(1000,)", NoCommaPair: "(0.5,)", WordForNumber: "'3'", NumberForWord: "3"}
+WRONG |= {FractionForWhole: "(1, 2.5)", NoneForNumber: "None", NumberForFlag: "1", FlagForNumber: "True"}
+WRONG |= {TooManyOfAPair: "(1, 2, 3)"}
+
+
+@pytest.mark.parametrize("kind", WRONG, ids=lambda kind: kind.__name__)
+def test_a_default_that_is_not_of_its_kind_is_named_with_its_value(kind):
+    with pytest.raises(TypeError) as error:
+        parse_arguments(study(kind, None), [])
+    assert f"Config.steps = {kind.steps!r} must be" in str(error.value) and WRONG[kind] in str(error.value)
+    assert ("comma" in str(error.value)) == (kind in (NoComma, NoCommaPair))
+
+
+@dataclass(frozen=True)
+class Fine:
+    numbers: tuple[float, ...] = (1, 2.5)
+    number: float = 1
+
+
+def test_a_whole_number_may_stand_for_a_number():
+    assert parse_arguments(study(Fine, None), [])[0] == Fine()
+
+
+def test_a_preset_that_is_not_of_its_kind_is_named_with_its_value():
+    for preset, told in (({"pair": (5)}, "comma"), ({"whole": "x"}, "whole"), ({"huge": 1}, "Config.huge")):
+        with pytest.raises(TypeError, match=told):
+            parse_arguments(study(presets={"default": preset}), [])
+
+
+EMPTY = [f"--{field.name}" for field in fields(Config)] + ["--out_dir"]
+
+
+@pytest.mark.parametrize("value", ["", " ", "\t"])
+@pytest.mark.parametrize("flag", EMPTY)
+def test_an_unset_shell_variable_is_one_line_in_every_flag(tmp_path, monkeypatch, capsys, flag, value):
+    monkeypatch.chdir(tmp_path)
+    several = [[flag, value, "3"], [flag, "3", value]] if "s" in flag[-1:] else []
+    for words in ([flag, value], [f"{flag}={value}"], *several):
+        assert run_study(study(), words) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.count("\n") == 1 and flag in told.err, told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_may_begin_with_a_dash():
+    assert str(parse_arguments(study(), ["--out_dir", "-x"])[1].out_dir) == "-x"
+
+
+@dataclass(frozen=True)
 class Flags:
     values: tuple[bool, ...] = (True,)
 

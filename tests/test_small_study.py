@@ -1,6 +1,7 @@
 """The harness under a study that is not Balls & Urns: its numbers are those of an ordinary training loop, whatever
 happened to the run."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -316,3 +317,53 @@ def test_a_fault_tells_the_line_of_the_study_and_the_cell_and_leaves_nothing_unm
     assert len(done.stderr) <= 1500 and not (tmp_path / "run_0" / "final_info.json").exists()
     if "last cell" not in what:  # there the first cells were saved, by another script
         assert launch(*arguments, script=SCRIPT).returncode == 0
+
+
+def first_point_only(monkeypatch) -> list[int]:
+    """After which updates a model is observed."""
+    observe, steps = harness.Ensemble.observe, []
+    monkeypatch.setattr(
+        harness.Ensemble, "observe", lambda ensemble, e: steps.append(ensemble.step) or observe(ensemble, e)
+    )
+    return steps
+
+
+def none_at_all(config):
+    return {}["edited"]
+
+
+SLIPS = {
+    "a misspelt headline": ("headlines", lambda config: ("test_accuracy", "tset_loss"), "headline tset_loss of"),
+    "a headline that is text": ("headlines", lambda config: ("cell",), "headline cell of"),
+    "a headline that is a list": ("headlines", lambda config: ("steps",), "headline steps of"),
+    "headlines that fail": ("headlines", none_at_all, "edited"),
+    "no headlines": ("headlines", lambda config: None, "<lambda>(), or what it returned"),
+    "final numbers": ("cell", lambda self, points: {"test_loss": points[-1]["no such number"]}, "no such number"),
+    "final numbers that are none": ("cell", lambda self, points: None, "<lambda>(), or what it returned"),
+    "a final number of the wrong kind": ("cell", lambda self, points: {"test_loss": {1, 2}}, "test_loss must be"),
+    "what else is kept": ("extras", lambda self, points: self.nothing, "nothing"),
+    "what else is kept, of the wrong kind": ("extras", lambda self, points: {"kept": b""}, "kept must be"),
+    "a measured number of the wrong kind": ("measure", lambda self, *_: {"loss": torch.ones(1)}, "loss must be"),
+}
+
+
+@pytest.mark.parametrize("what", SLIPS)
+def test_a_slip_after_training_shows_at_the_first_measured_point(tmp_path, monkeypatch, capsys, what):
+    place, wrong, told = SLIPS[what]
+    if place == "headlines":
+        study = dataclasses.replace(small_study.STUDY, headlines=wrong)
+        monkeypatch.setattr(small_study, "STUDY", study)
+    else:
+        monkeypatch.setattr(small_study.CrossTrajectory, place, wrong)
+    steps = first_point_only(monkeypatch)
+    assert small_study.main([*CPU, "--plain", "--out_dir", str(tmp_path / "run")]) == 1
+    assert max(steps) == (0 if place == "measure" else 5)
+    err = capsys.readouterr().err
+    assert told in err and f"in cell width_6_epochs_14 (seed 0), after step {max(steps)}" in err, err
+
+
+@pytest.mark.parametrize("yardstick", [(3,), ("accuracy",), (max,)])
+def test_a_yardstick_that_is_none_shows_before_anything_is_written(tmp_path, monkeypatch, capsys, yardstick):
+    monkeypatch.setattr(small_study, "STUDY", dataclasses.replace(small_study.STUDY, yardstick=yardstick))
+    assert small_study.main([*CPU, "--out_dir", str(tmp_path / "run")]) == 1
+    assert "YARDSTICK" in capsys.readouterr().err and not (tmp_path / "run").exists()
