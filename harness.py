@@ -11,7 +11,6 @@ interrupted or has grown, and writes `final_info.json`, `cells.csv` and `all_res
 import abc
 import argparse
 import ast
-import builtins
 import contextlib
 import copy
 import csv
@@ -29,7 +28,6 @@ import platform
 import random
 import re
 import signal
-import symtable
 import sys
 import threading
 import time
@@ -1677,31 +1675,19 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
 
 
 def bundle(script: Path) -> str:
-    """Source of one script that holds a study and the harness. UserError if a name would mean two things in it."""
-    parts, bound = [], []
-    for path in (Path(__file__), script):
-        source = path.read_text()
-        tree, lines, names = ast.parse(source), source.split("\n"), {}
-        for symbol in symtable.symtable(source, str(path), "exec").get_symbols():
-            if symbol.is_assigned() or symbol.is_imported():
-                names[symbol.get_name()] = path
-        for node in tree.body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                origin = getattr(node, "module", None)
-                names |= {a.asname or a.name.split(".")[0]: (origin, a.asname and a.name) for a in node.names}
-            elif path != script and isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
-                lines[node.lineno - 1 :] = []
-        head = tree.body[0].end_lineno if ast.get_docstring(tree) else 0
-        parts.append(("\n".join(lines[:head]), "\n".join(lines[head:]).strip("\n")))
-        bound.append(names)
-    harness, study = bound
-    for name, meaning in study.items():
-        known = meaning in (harness.get(name, meaning), ("harness", None)) and not hasattr(builtins, name)
-        if not known and name not in ("__doc__", "harness"):
-            raise UserError(f"{name} in {script} must have another name: harness.py needs it with another meaning")
-    titles = [f"# {'=' * 10} {path.name} {'=' * 10}" for path in (Path(__file__), script)]
-    alias = 'sys.modules["harness"] = sys.modules[__name__]  # what the study imports stands above'
-    whole = "\n\n".join([parts[1][0], titles[0], parts[0][1], titles[1], alias, parts[1][1]]) + "\n"
+    """Source of one script that holds a study and, as a text line by line, the harness as the module it imports."""
+    study, harness = script.read_text(), Path(__file__).read_text()
+    node = ast.parse(study).body[0]
+    head = node.end_lineno if isinstance(getattr(node, "value", None), ast.Constant) else 0  # what --help shows
+    lines, quotes = study.splitlines(), "'" * 3
+    before = [*lines[:head], "", "import sys", "import types", "", f"# {'=' * 10} harness.py {'=' * 10}", ""]
+    after = [
+        'sys.modules["harness"] = harness = types.ModuleType("harness")',
+        "harness.__file__ = __file__",
+        f'exec(compile("\\n" * {len(before)} + HARNESS, __file__, "exec"), vars(harness))  # its lines are those above',
+        f"\n# {'=' * 10} {script.name} {'=' * 10}\n",
+    ]
+    whole = "\n".join([*before, f"HARNESS = r{quotes}{harness}{quotes}", *after, *lines[head:], ""])
     compile(whole, str(script), "exec")  # SyntaxError: an import from the future, say
     return whole
 
@@ -1715,10 +1701,8 @@ if __name__ == "__main__":
     try:
         if asked.output and asked.output.resolve() == asked.script.resolve():
             raise UserError(f"--output {asked.output}: must be another file than the study")
-        if asked.output:
-            write_atomically(asked.output, bundle(asked.script).encode())
-        else:
-            print(bundle(asked.script), end="")
+        single = bundle(asked.script)
+        write_atomically(asked.output, single.encode()) if asked.output else print(single, end="")
     except (WriteError, OSError, ValueError, SyntaxError) as error:
         print(f"harness.py: {one_line(str(error), 1400)}", file=sys.stderr)
         sys.exit(2)

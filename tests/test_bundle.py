@@ -1,9 +1,14 @@
 """Study and harness as one script."""
 
+import json
 import subprocess
+
+import harness
+from experiment import STUDY
 
 import pytest
 from conftest import ROOT, launch
+from training import CPU
 
 TINY = "--n_layers 1 --n_heads 2 --d_model 16 --batch_size 8 --n_test 16 --seq_len 4 --device cpu".split()
 GRID = [*TINY, "--tasks", "2", "3", "--steps", "10", "20"]
@@ -30,11 +35,7 @@ def test_one_script_runs_alone_and_gives_the_same_bytes(tmp_path):
 
 IMPORT = "from harness import Study, Trajectory, run_study\n"
 REFUSED = {
-    "a name of the harness": (IMPORT + "def train(): pass\n", "train"),
-    "an import of the same name from elsewhere": (IMPORT + "from time import time\n", "time"),
-    "a name of the harness for another of its names": ("from harness import stream as train\n", "train"),
     "an import from the future": ("from __future__ import annotations\n" + IMPORT, "__future__"),
-    "a name of Python's own": (IMPORT + "def repr(x): return ''\n", "repr"),
     "a syntax error": ("def f(:\n", "invalid syntax"),
 }
 
@@ -61,7 +62,7 @@ def test_a_study_that_is_not_there_is_refused_with_one_line(tmp_path):
 
 
 def test_the_harness_may_be_imported_in_any_way(tmp_path):
-    """As a whole, by another name, beside another import and inside of functions."""
+    """As a whole, by another name, beside another import and inside of functions; names may be those of the harness."""
     (tmp_path / "alone").mkdir()
     study = (ROOT / "tests" / "small_study.py").read_text()
     start, end = study.index("from harness import"), study.index("import torch  # noqa")
@@ -70,7 +71,22 @@ def test_the_harness_may_be_imported_in_any_way(tmp_path):
     study = study.replace("STUDY = Study(", "STUDY = Kind(").replace(
         "return run_study(", "from harness import run_study\n    return run_study("
     )
-    (tmp_path / "study.py").write_text(study)
+    (tmp_path / "study.py").write_text("def train(): pass\ndef repr(): pass\nfrom time import time\n" + study)
     assert bundle(tmp_path / "study.py", "-o", tmp_path / "alone" / "single.py").returncode == 0
     done = launch("--preset=quick", "--out_dir=run_1", script=tmp_path / "alone" / "single.py", cwd=tmp_path / "alone")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_faults_and_the_yardstick_of_one_script_are_those_of_two(tmp_path):
+    """The lines of the harness are found where they stand."""
+    assert bundle(ROOT / "experiment.py", "-o", tmp_path / "single.py").returncode == 0
+    text = (tmp_path / "single.py").read_text()
+    wrong = "numbers = {prefix + k: v for prefix in self.weights for k, v in self.scores(P, prefix).items()}"
+    assert text.count(wrong) == 1
+    (tmp_path / "wrong.py").write_text(text.replace(wrong, "numbers = {'loss': torch.ones(1)}"))
+    done = launch(*GRID, "--plain", "--out_dir=run_1", script=tmp_path / "wrong.py", cwd=tmp_path)
+    line = text[: text.index('raise TypeError(f"{key} must be numbers')].count("\n") + 1
+    assert done.returncode == 1 and f"line {line} in plain: raise TypeError" in done.stderr, done.stderr
+    done = launch(*GRID, "--out_dir=run_2", script=tmp_path / "single.py", cwd=tmp_path)
+    environment = json.loads((tmp_path / "run_2" / "all_results.json").read_bytes())["environment"]
+    assert environment["yardstick_sha256"] == harness.environment(STUDY, CPU)["yardstick_sha256"]
