@@ -14,6 +14,7 @@ import ast
 import contextlib
 import copy
 import csv
+import errno
 import hashlib
 import inspect
 import io
@@ -31,6 +32,7 @@ import signal
 import sys
 import threading
 import time
+import tokenize
 import traceback
 import typing
 import warnings
@@ -51,7 +53,9 @@ def source_of(file: str) -> bytes:
     """A script as it was when it started, also for inspect and tracebacks: a loop may edit it while it runs."""
     if file not in SOURCES:
         SOURCES[file] = Path(file).read_bytes()
-        linecache.cache[file] = (len(SOURCES[file]), None, SOURCES[file].decode().splitlines(keepends=True), file)
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(SOURCES[file]).readline)
+        lines = io.TextIOWrapper(io.BytesIO(SOURCES[file]), encoding).readlines()
+        linecache.cache[file] = (len(SOURCES[file]), None, lines, file)
     return SOURCES[file]
 
 
@@ -313,9 +317,8 @@ class Progress:
         trajectory = self.trajectory
         for n in sorted(cells):
             with faults_name([self], trajectory.cell, n):
-                self.cells[trajectory.cells[n]] = plain(
-                    {"cell": trajectory.cells[n], "seed": trajectory.seed, **trajectory.cell(self.points)}
-                )
+                told = {"cell": trajectory.cells[n], "seed": trajectory.seed}
+                self.cells[trajectory.cells[n]] = plain(told | trajectory.cell(self.points) | told)
         if self.done:
             with faults_name([self], trajectory.extras):
                 self.extras = plain(trajectory.extras(self.points))
@@ -826,7 +829,7 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung
             if ensemble.step == goal and goal in measured:
                 list(threads.map(Progress.measure, [group[e] for e in live], [ensemble.observe(e) for e in live]))
                 for progress in (group[e] for e in live if goal and (goal in first.cells or not rehearsed)):
-                    with faults_name([progress]):
+                    with faults_name([progress], n=goal if goal in first.cells else None):
                         run.contents([progress.rehearsal()], {})  # fails now rather than at the end
                 rehearsed = rehearsed or goal > 0
             due = goal in first.cells or time.monotonic() - saved > CHECKPOINT_SECONDS
@@ -1126,7 +1129,8 @@ class RunDirectory:
     RESULTS = ("all_results.json", "cells.csv", "final_info.json")  # in this order: who sees the last one sees all
 
     def __init__(self, path: Path, study: Study, config, device: torch.device, overwrite: bool = False):
-        self.path, self.study, self.config, self.overwrite = path, study, config, overwrite
+        self.path = path = path.absolute()  # a study may go to another folder
+        self.study, self.config, self.overwrite = study, config, overwrite
         self.lock, self.opened = None, False
         self.checkpoints, self.models = path / "checkpoint", path / "models"
         self.marker = self.checkpoints / "fingerprint.json"  # there from the first update until the results are
@@ -1220,7 +1224,11 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             if fcntl:
                 self.lock = os.open(self.path, os.O_RDONLY)
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+                        raise
             if found := None if overwrite else self.holder():
                 whole, running = self.recall(plan), self.marker.exists()
                 if found != self.fingerprint and (running or not whole):
@@ -1283,11 +1291,11 @@ class RunDirectory:
                 progress.models.setdefault(trajectory.stem_at(n), weights)
         held = {key: getattr(progress, key) for key in Progress.HELD} | {"state": state}
         content = serialized(held | {"recent": {name: list(values) for name, values in progress.recent.items()}})
-        write_atomically(self.checkpoints / f"{trajectory.stem}.pt", self.seal(content) + content)
+        write_atomically(self.checkpoints / f"{trajectory.stem}.pt", self.seal(trajectory, content) + content)
 
-    def seal(self, content: bytes) -> bytes:
-        """The first 32 bytes of a checkpoint: it is intact and belongs to this run."""
-        return hashlib.sha256(strict_json(self.fingerprint) + content).digest()
+    def seal(self, trajectory: Trajectory, content: bytes) -> bytes:
+        """The first 32 bytes of a checkpoint: it is intact and belongs to this trajectory of this run."""
+        return hashlib.sha256(strict_json([self.fingerprint, trajectory.stem]) + content).digest()
 
     def load(self, progress: Progress) -> None:
         """Bring a trajectory to its checkpoint, if it has one. A damaged one is set aside and training starts anew."""
@@ -1296,7 +1304,7 @@ class RunDirectory:
             return
         content = path.read_bytes()
         try:
-            if self.seal(content[32:]) != content[:32]:
+            if self.seal(progress.trajectory, content[32:]) != content[:32]:
                 raise ValueError
             saved = torch.load(io.BytesIO(content[32:]), weights_only=True)
         except Exception:
@@ -1676,7 +1684,7 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
 
 def bundle(script: Path) -> str:
     """Source of one script that holds a study and, as a text line by line, the harness as the module it imports."""
-    study, harness = script.read_text(), Path(__file__).read_text()
+    study, harness = (path.read_text("utf-8") for path in (script, Path(__file__)))
     node = ast.parse(study).body[0]
     head = node.end_lineno if isinstance(getattr(node, "value", None), ast.Constant) else 0  # what --help shows
     lines, quotes = study.splitlines(), "'" * 3

@@ -328,6 +328,15 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_run_completes(inter
     assert same_bytes(interrupted)
 
 
+def test_checkpoints_that_changed_places_are_damaged_ones(interrupted, same_bytes):
+    """Each is whole and of this run, but of another trajectory."""
+    first, second, between = checkpoint(interrupted, 4), checkpoint(interrupted, 8), interrupted / "between"
+    first.rename(between), second.rename(first), between.rename(second)
+    status, out, err = run(interrupted)
+    assert (status, err) == (0, "") and out.count("is damaged") == 2
+    assert same_bytes(interrupted)
+
+
 class Attack:
     """Unpickling this object creates a folder."""
 

@@ -1,12 +1,14 @@
 """A run in bad company: nobody reads what it prints, its terminal is gone, other programs run it, its files change."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pty
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -278,3 +280,46 @@ def test_a_definition_of_the_yardstick_that_is_overwritten_is_another_yardstick(
         patch.setattr(getattr(module, where) if where else module, method, value)
         assert yardstick() == yardstick() != before
     assert yardstick() == before
+
+
+@pytest.mark.parametrize("how", ["BOM", "CRLF", "latin-1", "form feed"])
+def test_a_script_in_another_dress_runs_and_names_its_lines(tmp_path, how):
+    shutil.copy(ROOT / "harness.py", tmp_path)
+    source = (ROOT / "experiment.py").read_text()
+    wrong = source.replace("        loss = next_draw_loss(", "        loss = missing(")
+    head = {"latin-1": "# coding: latin-1\n# ä\n", "form feed": "# \x0c \u2028\n"}.get(how, "")
+    line = (head + wrong).split("\n").index(next(line for line in wrong.split("\n") if "loss = missing(" in line)) + 1
+    for text, status in ((head + source, 0), (head + wrong, 1)):
+        content = text.encode("latin-1" if how == "latin-1" else "utf-8-sig" if how == "BOM" else "utf-8")
+        (tmp_path / "experiment.py").write_bytes(content.replace(b"\n", b"\r\n") if how == "CRLF" else content)
+        done = launch(*SMALL, "--out_dir", tmp_path / str(status), script=tmp_path / "experiment.py")
+        assert done.returncode == status
+    assert f"line {line} in loss: loss = missing(" in done.stderr, done.stderr
+
+
+def test_a_study_may_go_to_another_folder(tmp_path, monkeypatch, expected):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = experiment.UrnTrajectory.model
+    monkeypatch.setattr(experiment.UrnTrajectory, "model", lambda self: os.chdir(tmp_path / "elsewhere") or model(self))
+    assert experiment.main([*SMALL, "--plain", "--out_dir", "run"]) == 0
+    assert (tmp_path / "run" / "final_info.json").read_bytes() == expected
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, expected):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(harness.fcntl, "flock", no_locks)
+    assert experiment.main([*SMALL, "--out_dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "final_info.json").read_bytes() == expected
+
+
+def test_numbers_of_a_study_do_not_overwrite_what_tells_cells_apart(tmp_path, monkeypatch):
+    cell = experiment.UrnTrajectory.cell
+    monkeypatch.setattr(
+        experiment.UrnTrajectory, "cell", lambda self, points: cell(self, points) | {"cell": "x", "seed": 7}
+    )
+    assert experiment.main([*SMALL, "--out_dir", str(tmp_path / "run")]) == 0
+    cells = json.loads((tmp_path / "run" / "all_results.json").read_bytes())["cells"]
+    assert [(cell["cell"], cell["seed"]) for cell in cells] == [(f"D{D}_N{N}", 0) for D in (2, 3) for N in (10, 30)]
