@@ -119,8 +119,7 @@ def test_the_first_and_the_last_member_are_looked_at(monkeypatch, member):
     assert plan[member].trajectory.name in harness.disagreement(plan, CPU, "stacked")
 
 
-@pytest.mark.parametrize("embedding", ["gaussian", "permutation", "fixed"])
-@pytest.mark.parametrize("clip_norm", [None, 0.01])
+@pytest.mark.parametrize("embedding, clip_norm", [("gaussian", 0.01), ("permutation", None), ("fixed", 0.01)])
 def test_rungs_that_are_whole_are_believed_and_their_check_changes_no_number(capsys, embedding, clip_norm):
     config = small(embedding=embedding)
     for rung in ("captured", "stacked"):
