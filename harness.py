@@ -318,10 +318,11 @@ class Progress:
         for n in sorted(cells):
             with faults_name([self], trajectory.cell, n):
                 told = {"cell": trajectory.cells[n], "seed": trajectory.seed}
-                self.cells[trajectory.cells[n]] = plain(told | trajectory.cell(self.points) | told)
+                numbers = plain(told | trajectory.cell(copy.deepcopy(self.points)) | told)
+                self.cells[trajectory.cells[n]] = json.loads(strict_json(numbers))  # as a run that is read again has it
         if self.done:
             with faults_name([self], trajectory.extras):
-                self.extras = plain(trajectory.extras(self.points))
+                self.extras = plain(trajectory.extras(copy.deepcopy(self.points)))
 
     def rehearsal(self) -> "Progress":
         """The same, with the cells to come as if they were reached."""
@@ -632,7 +633,10 @@ class Ensemble:
 
     def held(self) -> dict:
         """What a checkpoint holds, of all members: parameters, buffers, optimizer state, and options but for rates."""
-        buffers = {name: buffer for name, buffer in self.buffers.items() if name in self.model.state_dict()}
+        there = (
+            self.buffers if self.stacked else dict(self.model.named_buffers(remove_duplicate=False))
+        )  # as they are now
+        buffers = {name: buffer for name, buffer in there.items() if name in self.model.state_dict()}
         names = {id(p): name for name, p in self.model.named_parameters()}
         aliases = self.model.named_parameters(remove_duplicate=False)  # tied parameters have several names
         params = {alias: self.params[names[id(p)]] for alias, p in aliases}
@@ -1152,7 +1156,7 @@ class RunDirectory:
                     held = json.loads(path.read_bytes())
                     own = held.get("environment", held)
                     return {"config": dict(held["config"])} | {key: own.get(key) for key in self.OWN}
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise UserError(self.refusal(f"holds a run whose {path.name} does not tell what it is")) from None
         return None
 
@@ -1187,6 +1191,8 @@ class RunDirectory:
                 ]
                 progress.extras = {key: value for key, value in told.items() if key not in ("name", "seed", "curves")}
                 progress.step, progress.rungs = progress.points[-1]["step"], progress.extras.pop("rungs")
+            final_info = json.loads(self.contents(was, results["timing"])["final_info.json"])
+            summary(final_info, results["timing"])  # fails here if it is not what a run writes
             for field in (field.name for field in fields(config)):
                 value = getattr(self.config, field)
                 if value == getattr(config, field):

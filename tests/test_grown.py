@@ -255,6 +255,36 @@ def test_where_all_results_is_lost_one_line_names_it_and_overwrite(folder, compl
     assert results(folder) == results(complete)
 
 
+@pytest.mark.parametrize("timing", [None, [], "text", 3])
+def test_all_results_of_another_form_is_not_whole(folder, capsys, timing):
+    everything = json.loads((folder / "all_results.json").read_bytes())
+    cells = [cell | {"kl_to_g": "text"} for cell in everything["cells"]]
+    for wrong in ({"timing": timing}, {"cells": cells}, {"cells": [["cell", "seed"]]}):
+        (folder / "all_results.json").write_text(json.dumps(everything | wrong))
+        capsys.readouterr()
+        assert run(folder) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "all_results.json" in err and "--overwrite" in err
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_the_same_when_it_is_read_again(tmp_path, monkeypatch, value):
+    cell = experiment.UrnTrajectory.cell
+    monkeypatch.setattr(experiment.UrnTrajectory, "cell", lambda self, points: cell(self, points) | {"kl_to_g": value})
+    assert run(tmp_path / "run") == 0
+    before = listing(tmp_path / "run")
+    assert run(tmp_path / "run") == 0 and listing(tmp_path / "run") == before
+    assert run(tmp_path / "run", "--seeds", 2) == 0 and run(tmp_path / "anew", "--seeds", 2) == 0
+    assert results(tmp_path / "run") == results(tmp_path / "anew")
+
+
+def test_cells_that_change_the_points_they_are_given_change_nothing(tmp_path, complete, monkeypatch):
+    cell = experiment.UrnTrajectory.cell
+    monkeypatch.setattr(experiment.UrnTrajectory, "cell", lambda self, points: [cell(self, points), points.clear()][0])
+    assert run(tmp_path / "run") == 0 and results(tmp_path / "run")[:2] == results(complete)[:2]
+    assert results(tmp_path / "run")[2]["trajectories"] == results(complete)[2]["trajectories"]
+
+
 @pytest.mark.parametrize("part", ["trajectories", "cells", "environment", "config"])
 def test_all_results_that_lacks_a_part_is_not_whole(folder, capsys, part):
     everything = json.loads((folder / "all_results.json").read_bytes())

@@ -318,6 +318,33 @@ class Normed(experiment.Model):
         return self.spectral(super().forward(tokens, codes)) / (1 + 0.1 * self.calls)
 
 
+class Reassigning(experiment.Model):
+    """Gives its buffers new tensors."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(config.n_colors))
+
+    def forward(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(tokens, codes)
+        if self.training:
+            self.calls = self.calls + 1
+            self.mean = 0.9 * self.mean + logits.detach().mean((0, 1))
+        return logits / (1 + 0.1 * self.calls) + self.mean
+
+
+def test_buffers_that_are_given_new_tensors_are_in_the_state(monkeypatch):
+    monkeypatch.setattr(experiment, "Model", Reassigning)
+    plan = planned(small())
+    ensemble = Ensemble(plan, CPU)
+    advance(ensemble, 7)
+    (state,) = ensemble.states()
+    model = plan[0].trajectory.model()
+    model.load_state_dict(state["parameters"] | state["buffers"])
+    assert model.calls == 7 and torch.equal(model.mean, ensemble.model.mean)
+
+
 class Drawing(experiment.Model):
     """Draws in every way there is."""
 
@@ -377,7 +404,14 @@ class Split:
         self.others.step()
 
 
-HOLD = [(Normed, adamw), (Drawing, adamw), (Counting, adamw), (experiment.Model, Lookahead), (experiment.Model, Split)]
+HOLD = [
+    (Normed, adamw),
+    (Reassigning, adamw),
+    (Drawing, adamw),
+    (Counting, adamw),
+    (experiment.Model, Lookahead),
+    (experiment.Model, Split),
+]
 
 
 @pytest.mark.parametrize("model, optimizer", HOLD, ids=lambda part: part.__name__)
