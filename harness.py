@@ -1501,7 +1501,8 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
     prepare_thread(device)  # see train_all
 
     # Under torchrun every rank trains its share of the trajectories; the first one owns the folder.
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0)) if world > 1 else 0  # a variable that was left over makes no rank
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     plan = planned(run.study, run.config)  # before anything is written: it may refuse the configuration
     if rank == 0:
@@ -1680,7 +1681,7 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
         finally:
             if run:
                 run.close()
-        if run and int(os.environ.get("RANK", 0)) == 0:
+        if run and (alone or int(os.environ.get("RANK", 0)) == 0):
             run.abandon()
         return 1
 

@@ -323,3 +323,9 @@ def test_numbers_of_a_study_do_not_overwrite_what_tells_cells_apart(tmp_path, mo
     assert experiment.main([*SMALL, "--out_dir", str(tmp_path / "run")]) == 0
     cells = json.loads((tmp_path / "run" / "all_results.json").read_bytes())["cells"]
     assert [(cell["cell"], cell["seed"]) for cell in cells] == [(f"D{D}_N{N}", 0) for D in (2, 3) for N in (10, 30)]
+
+
+def test_a_rank_that_was_left_over_in_the_environment_is_none(tmp_path, monkeypatch, expected):
+    monkeypatch.setenv("RANK", "1")
+    assert experiment.main([*SMALL, "--out_dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "final_info.json").read_bytes() == expected
