@@ -25,6 +25,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import platform
 import random
 import re
@@ -36,7 +37,7 @@ import tokenize
 import traceback
 import typing
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -44,7 +45,7 @@ from datetime import timedelta
 from functools import cached_property, partial
 from numbers import Real
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 SOURCES: dict[str, bytes] = {}
 
@@ -253,6 +254,10 @@ def plain(numbers: dict) -> dict:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{key} must be numbers, text or None, is {value!r:.100}: {error}") from None
+    names = [name for name, _ in leaves(numbers)]
+    for name in names if len(set(names)) < len(names) else ():
+        if names.count(name) > 1:
+            raise TypeError(f"{name} must be one number: two have this name")
     return json.loads(json.dumps(numbers))
 
 
@@ -402,20 +407,55 @@ def clip_by_member(params: list[torch.Tensor], max_norm: float) -> None:
         g.mul_(factors.view(-1, *[1] * (g.ndim - 1)))
 
 
-def optimizers_in(value) -> list[Optimizer]:
-    """An optimizer and those that it keeps, as attributes or in lists and dicts that are attributes."""
-    found, waiting, seen = [], [value, vars(value) if hasattr(value, "__dict__") else ()], set()
-    while waiting:
-        value = waiting.pop(0)
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, Optimizer):
-            found.append(value)
-            waiting.append({key: inner for key, inner in vars(value).items() if key not in ("state", "param_groups")})
-        elif isinstance(value, dict | list | tuple):
-            waiting += value.values() if isinstance(value, dict) else value
-    return found
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def savable(value, names: dict[int, str]) -> bool:
+    """Whether a checkpoint holds it: numbers, text and tensors but for parameters, and lists and dicts of them."""
+    if type(value) is dict:
+        return all(type(key) in (str, int) and savable(inner, names) for key, inner in value.items())
+    if type(value) in (list, tuple):
+        return all(savable(inner, names) for inner in value)
+    return type(value) in (int, float, complex, bool, str, type(None), torch.Tensor) and id(value) not in names
+
+
+def holdings(value, names: dict[int, str], path: tuple = (), seen: dict | None = None) -> Iterator[tuple]:
+    """What models and optimizers hold beside parameters (names: theirs by id) and buffers: (path, value, whether it has
+    parts, which come before it). What is savable is one part; else it looks into objects, dicts, lists and closures.
+    In a path (name,) is a parameter as a key, (i,) the i-th key of a dict."""
+    seen = {} if seen is None else seen
+    if id(value) in seen or id(value) in names or isinstance(value, type | ModuleType | Trajectory):
+        return
+    parts = []
+    if not savable(value, names):
+        seen[id(value)] = value
+        if isinstance(value, dict | list | tuple):
+            parts = list(value.items() if isinstance(value, dict) else enumerate(value))
+        elif not isinstance(value, GENERATORS):
+            keys = [*getattr(value, "__dict__", ()), "__self__", "__closure__", "cell_contents"]
+            others = ("_parameters", "_buffers") if isinstance(value, nn.Module) else ()
+            with contextlib.suppress(ValueError):  # a closure's variable that has no value
+                parts = [(key, getattr(value, key)) for key in keys if key not in others and hasattr(value, key)]
+    for place, (key, part) in enumerate(parts):
+        if not isinstance(key, str | int) or isinstance(
+            value, OrderedDict
+        ):  # hooks have other numbers in every process
+            key = (names.get(id(key), place),)
+        yield from holdings(part, names, (*path, key), seen)
+    yield path, value, bool(parts)
+
+
+def dotted(path: tuple) -> str:
+    """What messages call it: optimizer.state.decoder.norm.weight.exp_avg."""
+    return ".".join(str(key[0] if isinstance(key, tuple) else key) for key in path)
+
+
+def digest(value, has_parts: bool) -> bytes:
+    """Tells whether a value is another one than before; its parts tell the rest."""
+    if not has_parts and not isinstance(value, GENERATORS):  # these are seeded before every update
+        with contextlib.suppress(Exception):
+            return hashlib.sha256(pickle.dumps(value)).digest()
+    return repr(id(value)).encode()
 
 
 class Ensemble:
@@ -443,10 +483,11 @@ class Ensemble:
         self.peak = max(group[0].rates, default=0.0)
         with faults_name([], self.first.optimizer):
             self.optimizer = self.first.optimizer(self.params, self.peak)
-            self.optimizers = optimizers_in(self.optimizer)
+            self.names = {id(p): name for name, p in (*self.model.named_parameters(), *self.params.items())}
+            held = list(self.holdings())
+            self.optimizers = [value for _, value, _ in held if isinstance(value, Optimizer)]
             self.options = list({id(o): o for kept in self.optimizers for o in kept.param_groups}.values())
             self.scales = [float(options["lr"]) / self.peak if self.peak else 1.0 for options in self.options]
-            self.names = {id(p): name for name, p in self.params.items()}
             grouped = {id(p) for options in self.options for p in options["params"]}
             for name, p in self.params.items():
                 if p.requires_grad and id(p) not in grouped:
@@ -458,12 +499,13 @@ class Ensemble:
                 options["capturable"], options["lr"] = True, torch.tensor(float(options["lr"]), device=device)
         self.chunk, self.batches, self.ahead = None, {}, {}
         self.reported, self.reports, self.checked, self.reduced = None, [], False, True
+        self.start = {path: digest(*told) for path, *told in held}
         self.cursor = torch.zeros(1, dtype=torch.int64, device=device)
         self.graph, self.warm_up = None, 3
         self.side = torch.cuda.Stream(device) if self.captured else None
         self.own_draws = self.first.stream("own draws").initial_seed()
-        self.generators = [g for m in self.model.modules() for g in vars(m).values() if isinstance(g, torch.Generator)]
-        self.generators.append(torch.default_generator)
+        self.generators = [value for _, value, _ in held if isinstance(value, GENERATORS)]
+        self.generators += [torch.default_generator, np.random, random]
         if device.type == "cuda":
             self.generators.append(torch.cuda.default_generators[device.index or 0])
 
@@ -552,10 +594,11 @@ class Ensemble:
     def seed(self, purpose: int) -> None:
         """Seed all that models draw from by themselves (dropout), for the update of this number or what else it is."""
         seed = (self.own_draws + purpose) % 2**63
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
         for generator in self.generators:
-            generator.manual_seed(seed)
+            if isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = type(generator.bit_generator)(seed).state
+            else:
+                generator.manual_seed(seed) if isinstance(generator, torch.Generator) else generator.seed(seed % 2**32)
         if self.device.type == "mps":
             torch.mps.manual_seed(seed)
 
@@ -563,36 +606,16 @@ class Ensemble:
         """Make one update at this rate."""
         self.set_rate(lr)
         self.seed(self.step)
-        with faults_name([], self.first.loss):
-            if self.checked:
-                self.replay() if self.captured else self.update()
-            else:
-                self.make_first()
-        self.step += 1
-
-    def make_first(self) -> None:
-        """Make the first update of this ensemble. ValueError with the name of what a checkpoint cannot hold."""
-        stepped, self.checked = [], True
-        hook = register_optimizer_step_post_hook(lambda optimizer, *_: stepped.append(optimizer))
-        try:
+        stepped = []
+        watch = register_optimizer_step_post_hook(lambda optimizer, *_: stepped.append(optimizer))
+        with faults_name([], self.first.loss), watch:
             self.replay() if self.captured else self.update()
-        finally:
-            hook.remove()
-        held = {}
-        for kept in self.optimizers:
-            for p, state in kept.state.items():
-                if id(p) not in self.names:
-                    raise ValueError(f"the optimizer's state must be by parameter, has {p!r:.80}")
-                held |= {f"state {key!r} of {self.names[id(p)]}": value for key, value in state.items()}
-        for options in self.held()["options"].values():
-            held |= {f"option {key}": value for key, value in leaves(options) if type(value) is not str}
-        for name, value in held.items():
-            if type(value) not in (int, float, bool, type(None)) and not isinstance(value, torch.Tensor):
-                raise ValueError(f"the optimizer's {name} must be a tensor or a number, is {value!r:.80}")
-        for kind in (type(optimizer).__name__ for optimizer in stepped if optimizer not in self.optimizers):
-            raise ValueError(
-                f"optimizer() must keep the {kind} that makes steps too in an attribute of what it returns"
-            )
+            if not self.checked:
+                self.checked = True
+                self.held()
+                for kind in (type(optimizer).__name__ for optimizer in stepped if optimizer not in self.optimizers):
+                    raise ValueError(f"optimizer() must keep the {kind} that makes steps too in what it returns")
+        self.step += 1
 
     def advance(self, n: int, stop) -> tuple[list[float], list[dict[str, list[float]]]]:
         """Make n updates within one chunk, fewer once stop.value is true. The objectives of all members, and of every
@@ -631,116 +654,163 @@ class Ensemble:
         self.model.train()
         return observed
 
-    def held(self) -> dict:
-        """What a checkpoint holds, of all members: parameters, buffers, optimizer state, and options but for rates."""
-        there = (
-            self.buffers if self.stacked else dict(self.model.named_buffers(remove_duplicate=False))
-        )  # as they are now
-        buffers = {name: buffer for name, buffer in there.items() if name in self.model.state_dict()}
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        aliases = self.model.named_parameters(remove_duplicate=False)  # tied parameters have several names
-        params = {alias: self.params[names[id(p)]] for alias, p in aliases}
-        states = [{self.names[id(p)]: state for p, state in kept.state.items()} for kept in self.optimizers]
-        fixed = ("params", "lr", "capturable")
-        options = [{key: value for key, value in o.items() if key not in fixed} for o in self.options]
-        held = {"optimizers": dict(enumerate(states)), "options": dict(enumerate(options))}
-        return {"parameters": params, "buffers": buffers} | held
+    def holdings(self) -> Iterator[tuple]:
+        return holdings({"model": self.model, "optimizer": self.optimizer}, self.names)
 
-    def numbers(self) -> list[tuple[dict, dict]]:
-        """The attributes of every module and optimizer, and those of them that are numbers, such as counters."""
-        keepers = [vars(keeper) for keeper in (*self.model.modules(), *self.optimizers)]
-        return [(own, {key: value for key, value in own.items() if type(value) in (int, float)}) for own in keepers]
+    def held(self) -> dict[str, dict]:
+        """What a checkpoint holds, of all members: the model's weights (parameters and persistent buffers), its other
+        buffers, and what else of model and optimizer is not as it was made, by path. ValueError names what it cannot
+        hold."""
+        params = {}
+        for name, p in self.model.named_parameters(remove_duplicate=False):  # tied parameters have several names
+            if id(p) not in self.names:
+                raise ValueError(f"a model must keep its parameters: {name} was replaced")
+            params[name] = self.params[self.names[id(p)]]
+        buffers = self.buffers if self.stacked else dict(self.model.named_buffers(remove_duplicate=False))  # as now
+        lasting = {name: buffers[name] for name in buffers.keys() & self.model.state_dict().keys()}
+        changed = {}
+        for path, value, has_parts in self.holdings():
+            rate = "param_groups" in path and path[-1] in ("lr", "capturable")  # set_rate knows it
+            if rate or path in self.start and self.start[path] == digest(value, has_parts):
+                continue
+            if savable(value, self.names):
+                changed[path] = value
+            elif not isinstance(value, dict | list | tuple) or path not in self.start and type(value) is not dict:
+                known = "numbers, text, tensors, and lists and dicts of them"
+                raise ValueError(f"{dotted(path)} changes in training: checkpoints hold {known}, not {value!r:.80}")
+        others = {name: buffer for name, buffer in buffers.items() if name not in lasting}
+        return {"weights": params | lasting, "buffers": others, "changed": changed}
 
     def states(self) -> list[dict]:
         """What a checkpoint holds, of every member, on the CPU."""
 
-        def part(value, member: int):
+        def part(value, member: int | None):
             if isinstance(value, dict):
                 return {key: part(inner, member) for key, inner in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)(part(inner, member) for inner in value)
             if isinstance(value, torch.Tensor):  # of what goes by elements only numbers for all members have no axis
-                return (value[member] if self.stacked and value.ndim else value).detach().cpu().clone()
-            return copy.deepcopy(value)
+                return (value[member] if member is not None and value.ndim else value).detach().cpu().clone()
+            return value
 
-        numbers = [numbers for _, numbers in self.numbers()]
-        return [part(self.held(), member) | {"numbers": numbers} for member in range(len(self.group))]
+        held, members = self.held(), range(len(self.group)) if self.stacked else [None]
+        changed = held.pop("changed")
+        return [
+            part(held, member)
+            | {"changed": {path: part(changed[path], member if "optimizer" in path else None) for path in changed}}
+            for member in members
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Continue where the checkpoints of all members, of the same step, stopped."""
 
-        def fill(target: dict, values: list[dict]):
-            for key in target.keys() - values[0].keys():
-                del target[key]
-            for key, value in values[0].items():
-                there = target.get(key)
-                if isinstance(value, dict):
-                    fill(target[key], [own[key] for own in values])
-                elif not isinstance(value if there is None else there, torch.Tensor):
-                    target[key] = value
-                else:
-                    stack = self.stacked and (value if there is None else there).ndim > 0
-                    value = torch.stack([own[key] for own in values]) if stack else torch.as_tensor(value)
-                    target[key] = value.to(self.device) if there is None else there.copy_(value)
+        def merged(there, values: list):
+            """The members' values as one, in the tensors that are there."""
+            first, own = values[0], isinstance(there, torch.Tensor)
+            if isinstance(first, dict):
+                keys = there if isinstance(there, dict) else {}
+                return {key: merged(keys.get(key), [value[key] for value in values]) for key in first}
+            if isinstance(first, list | tuple):
+                return type(first)(merged(None, inner) for inner in zip(*values, strict=True))
+            if not isinstance(first, torch.Tensor):
+                return first
+            value = torch.stack(values) if self.stacked and own and there.ndim else first
+            return there.copy_(value) if own and there.shape == value.shape else value.to(self.device, copy=True)
 
-        saved = [progress.state for progress in self.group]
-        for p in self.params.values():
-            p.grad = torch.zeros_like(p)
-        self.optimizer.step()  # makes the state that is filled now
-        for kept, states in zip(self.optimizers, saved[0]["optimizers"].values(), strict=True):
-            for name, p in self.params.items():
-                kept.state.pop(p, None) if name not in states else kept.state[p]
-        held = self.held()
-        fill(held, [{key: own[key] for key in held} for own in saved])
-        for options, (_, values) in zip(self.options, saved[0]["options"].items(), strict=True):
-            options.update(values)
-        for (own, _), values in zip(self.numbers(), saved[0]["numbers"], strict=True):
-            own.update(values)
+        def place(holder, values: list, key, *rest):
+            """Put the members' values where this path leads from the holder; dicts on it may be new."""
+            items = isinstance(holder, dict | list | tuple)
+            if isinstance(key, tuple):
+                key = self.params[key[0]] if key[0] in self.params else list(holder)[key[0]]
+            try:
+                there = holder[key] if items else getattr(holder, key)
+            except (LookupError, AttributeError):
+                there = None
+            value = place({} if there is None else there, values, *rest) if rest else merged(there, values)
+            if value is not there:
+                holder.__setitem__(key, value) if items else object.__setattr__(holder, key, value)
+            return holder
+
+        if self.stacked:  # an update makes the state that tells what each member has of its own
+            for p in self.params.values():
+                p.grad = torch.zeros_like(p)
+            self.optimizer.step()
+        saved, held = [progress.state for progress in self.group], self.held()
+        for kind in ("weights", "buffers"):
+            merged(held[kind], [state[kind] for state in saved])
+        for path in saved[0]["changed"]:
+            roots = {"model": self.model, "optimizer": self.optimizer}
+            place(roots, [state["changed"][path] for state in saved], *path)
         self.step = self.group[0].step
 
 
+def less(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a - b, and 0 where they are equal: also for infinity, as in a mask."""
+    return torch.where(a == b, 0.0, a - b)
+
+
 def trial(group: list[Progress], device: torch.device, rung: str, training=True, nudge=0.0) -> list[dict]:
-    """What updates make of the first and of the last model, on copies and in float32: the last gradients, parameters,
-    buffers and the optimizers' state less what they were before, by name. After four updates at half the highest rate,
-    in which a graph is captured, come four at the highest. nudge: how far off parameters start, relative to their size.
+    """What updates make of the first and of the last model, on copies and in float32: the last gradients, what is
+    reported and observed, and what parameters, buffers and the optimizer's state are less what they were, by name.
+
+    After four updates at half the highest rate, in which a graph is captured, come four at the highest; if there is a
+    next chunk of batches, they lead into it. nudge: how far off parameters start, relative to their size.
     """
     ensemble = Ensemble(group, device, rung)
     ensemble.reduced = False
     if group[0].step:
         ensemble.restore()
+    following = (ensemble.step // CHUNK + 1) * CHUNK
+    if following < ensemble.last:
+        ensemble.step = following - 6
     ensemble.model.train(training)
     generator = torch.Generator().manual_seed(0)
     for p in ensemble.params.values():
-        p.data.mul_(1 + nudge * (2 * torch.rand(p.shape, generator=generator).to(p) - 1))
+        if p.is_floating_point() or p.is_complex():
+            p.data.mul_(1 + nudge * (2 * torch.rand(p.shape, generator=generator).to(p) - 1))
+
+    def numbers(parts: dict) -> dict[str, torch.Tensor]:
+        tensors = ((name, x) for name, x in leaves(parts) if isinstance(x, torch.Tensor))
+        return {name: (torch.view_as_real(x) if x.is_complex() else x).cpu().double() for name, x in tensors}
 
     def state(member: int) -> dict[str, torch.Tensor]:
         held = ensemble.states()[member]
-        kinds = {kind: held[kind] for kind in ("parameters", "buffers", "optimizers")}
-        return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in leaves(kinds)}
+        return numbers(held | {"changed": {dotted(path): value for path, value in held["changed"].items()}})
 
-    ensemble.load(ensemble.step // CHUNK)
     ends = sorted({0, len(group) - 1})
     starts = [state(member) for member in ends]
     for update in range(8):
+        ensemble.load(ensemble.step // CHUNK)
+        ensemble.cursor.fill_(ensemble.step % CHUNK)
         ensemble.make(ensemble.peak * (0.5 if update < 4 else 1.0))
-    found = []
+    ensemble.step, found = min({*ensemble.first.measured, *ensemble.first.cells}), []
     for member, start in zip(ends, starts, strict=True):
         grads = {name: p.grad for name, p in ensemble.params.items() if p.grad is not None}
-        grads = {f"gradients.{name}": grad[member] if ensemble.stacked else grad for name, grad in grads.items()}
-        changes = {name: end - start.get(name, 0) for name, end in state(member).items()}
-        found.append({name: grad.cpu().double() for name, grad in grads.items()} | changes)
+        grads = {name: grad[member] if ensemble.stacked else grad for name, grad in grads.items()}
+        changes = {name: less(end, start.get(name, torch.zeros(()))) for name, end in state(member).items()}
+        told = {"reported": ensemble.reported[:, member], "observed": ensemble.observe(member)}
+        found.append(numbers({"gradients": grads} | told) | changes)
     return found
 
 
 def disagreement(group: list[Progress], device: torch.device, rung: str) -> str | None:
     """How this rung fails, or differs from plain PyTorch by more than 1e-4 and what rounding explains: ten times the
-    effect of parameters that are off by 1e-6. None if it does not."""
+    effect of parameters that are off by 1e-6, and of all gradients together at most a hundredth. None if it does not.
+    """
+
+    def positions() -> bytes:
+        numpys = [g.bit_generator.state for g in draws.generators if isinstance(g, np.random.Generator)]
+        ways = [getattr(g, "get_state", getattr(g, "getstate", lambda: None)) for g in draws.generators]
+        return pickle.dumps((numpys, [way() for way in ways]))
+
     ends = list(dict.fromkeys([group[0], group[-1]]))
     draws = Ensemble(ends[:1], device)
     draws.load(draws.step // CHUNK)
+    draws.seed(draws.step)
+    before = positions()
     draws.make(draws.peak)
-    fresh = [torch.Generator(generator.device).manual_seed(generator.initial_seed()) for generator in draws.generators]
-    states = zip(draws.generators, fresh, strict=True)
-    training = all(torch.equal(one.get_state(), other.get_state()) for one, other in states)  # else without its draws
+    training = positions() == before  # else without its draws
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -756,10 +826,15 @@ def disagreement(group: list[Progress], device: torch.device, rung: str) -> str 
     for progress, ours, theirs, near in zip(ends, fast, plain, nudged, strict=True):
         if ours.keys() != theirs.keys():
             return f"{min(ours.keys() ^ theirs.keys())} of {progress.trajectory.name} is on one side alone"
-        for name, wanted in theirs.items():
-            difference, size = (ours[name] - wanted).norm(), wanted.norm()
-            if not difference <= 1e-4 * size + 10 * (near[name] - wanted).norm():
-                return f"{name} of {progress.trajectory.name} differs by {difference:.1e}, is {size:.1e}"
+        errors, rounding = ({name: less(x[name], theirs[name]).norm() for name in theirs} for x in (ours, near))
+        sizes = {name: wanted.nan_to_num(0.0, 0.0, 0.0).norm() for name, wanted in theirs.items()}
+        for name, size in sizes.items():
+            if not errors[name] <= 1e-4 * size + 10 * rounding[name]:
+                return f"{name} of {progress.trajectory.name} differs by {errors[name]:.1e}, is {size:.1e}"
+        grads = [name for name in theirs if name.startswith("gradients.")]
+        error, size = (torch.stack([x[name] for name in grads]).norm() for x in (errors, sizes))
+        if not error <= 1e-2 * size:
+            return f"the gradient of {progress.trajectory.name} differs by {error:.1e}, is {size:.1e}"
     return None
 
 
@@ -774,7 +849,8 @@ def train_group(run: "RunDirectory", group: list[Progress], device: torch.device
                     train(run, [progress], device, rung, report, stop)
             continue
         try:
-            fault, parts = disagreement(group, device, rung), 1
+            with faults_name(group):
+                fault, parts = disagreement(group, device, rung), 1
             if not fault:
                 train(run, group, device, rung, report, stop)
                 continue
@@ -799,6 +875,17 @@ def train_group(run: "RunDirectory", group: list[Progress], device: torch.device
             torch.cuda.empty_cache()
 
 
+@contextlib.contextmanager
+def fast_path(rung: str):
+    """A fault while this lasts is one of the rung, if there is a lower one that can tell whether it is the study's."""
+    try:
+        yield
+    except Exception as error:
+        if rung == "plain" or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise FastPathError(f"{type(error).__name__}: {error}") from error
+
+
 def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung: str, report, stop) -> None:
     """Train trajectories of one shape and step to their ends, or until stop.value; measure and checkpoint on the way.
 
@@ -818,12 +905,8 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung
         for goal in sorted({*range(CHUNK, first.updates, CHUNK), *measured}):
             if goal < ensemble.step or goal == ensemble.step and (goal > 0 or group[0].points):
                 continue
-            try:
+            with fast_path(rung):
                 objectives, reported = ensemble.advance(goal - ensemble.step, stop)
-            except Exception as error:
-                if rung == "plain" or isinstance(error, NotFiniteError | torch.OutOfMemoryError):
-                    raise
-                raise FastPathError(f"{type(error).__name__}: {error}") from error
             live = [e for e, progress in enumerate(group) if not progress.done]
             for e in live:
                 group[e].step = ensemble.step
@@ -831,14 +914,17 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung
                     group[e].recent.setdefault(name, deque(maxlen=first.window)).extend(values)
             report(len(objectives), 0, np.mean(objectives) if objectives else math.nan)
             if ensemble.step == goal and goal in measured:
-                list(threads.map(Progress.measure, [group[e] for e in live], [ensemble.observe(e) for e in live]))
+                with fast_path(rung):
+                    observed = [ensemble.observe(e) for e in live]
+                list(threads.map(Progress.measure, [group[e] for e in live], observed))
                 for progress in (group[e] for e in live if goal and (goal in first.cells or not rehearsed)):
                     with faults_name([progress], n=goal if goal in first.cells else None):
                         run.contents([progress.rehearsal()], {})  # fails now rather than at the end
                 rehearsed = rehearsed or goal > 0
             due = goal in first.cells or time.monotonic() - saved > CHECKPOINT_SECONDS
             if due or stop.value or any(group[e].done for e in live):
-                states = ensemble.states()
+                with fast_path(rung):
+                    states = ensemble.states()
                 list(threads.map(run.save, [group[e] for e in live], [states[e] for e in live]))
                 saved = time.monotonic()
             if all(progress.done for progress in group):
@@ -1291,10 +1377,10 @@ class RunDirectory:
 
     def save(self, progress: Progress, state: dict) -> None:
         """Replace the trajectory's checkpoint, led by its SHA-256. It holds the models of cells that are reached."""
-        trajectory, weights = progress.trajectory, state["parameters"] | state["buffers"]
+        trajectory = progress.trajectory
         for n, name in trajectory.cells.items():
             if name in progress.cells:
-                progress.models.setdefault(trajectory.stem_at(n), weights)
+                progress.models.setdefault(trajectory.stem_at(n), state["weights"])
         held = {key: getattr(progress, key) for key in Progress.HELD} | {"state": state}
         content = serialized(held | {"recent": {name: list(values) for name, values in progress.recent.items()}})
         write_atomically(self.checkpoints / f"{trajectory.stem}.pt", self.seal(trajectory, content) + content)

@@ -1,5 +1,6 @@
 """How the harness trains, whatever is trained: here the models of Balls & Urns, made small."""
 
+import copy
 import gc
 import io
 import math
@@ -12,6 +13,7 @@ import weakref
 from collections import deque
 from dataclasses import fields, replace
 from functools import partial
+from types import SimpleNamespace
 
 import experiment
 import harness
@@ -286,13 +288,14 @@ def test_buffers_and_what_an_optimizer_holds_are_in_the_state_and_come_back(monk
     for parameter in ensemble.params.values():
         ensemble.optimizer.state[parameter]["calls"] = 3  # some optimizers keep plain numbers
     for member, state in enumerate(ensemble.states()):
-        assert state["buffers"]["calls"] == 7 and state["options"][0]["weight_decay"] == 0.5
+        assert state["weights"]["calls"] == 7
         model = plan[member].trajectory.model()
-        model.load_state_dict(state["parameters"] | state["buffers"])
-        assert {name: value.shape for name, value in state["parameters"].items()} == {
-            name: p.shape for name, p in model.named_parameters()
-        }
-        assert all(own["calls"] == 3 and own["step"] == 7 for own in state["optimizers"][0].values())
+        model.load_state_dict(state["weights"])
+        changed = state["changed"]
+        assert changed["optimizer", "param_groups", 0, "weight_decay"] == 0.5
+        for name, p in model.named_parameters():
+            own = changed["optimizer", "state", (name,)]
+            assert own["calls"] == 3 and own["step"] == 7 and own["exp_avg"].shape == p.shape
         other[member].step, other[member].state = 7, as_read(state)
     continued = Ensemble(other, CPU, rung)
     continued.restore()
@@ -341,7 +344,7 @@ def test_buffers_that_are_given_new_tensors_are_in_the_state(monkeypatch):
     advance(ensemble, 7)
     (state,) = ensemble.states()
     model = plan[0].trajectory.model()
-    model.load_state_dict(state["parameters"] | state["buffers"])
+    model.load_state_dict(state["weights"])
     assert model.calls == 7 and torch.equal(model.mean, ensemble.model.mean)
 
 
@@ -452,10 +455,141 @@ def test_a_second_optimizer_follows_the_schedule(monkeypatch):
 
 
 def hidden(params: dict, lr: float) -> torch.optim.Optimizer:
-    """Keeps a second optimizer where nobody finds it, of parameters that the first one has as well."""
-    first, second = torch.optim.SGD(params.values(), lr=lr), torch.optim.Adam(params.values(), lr=lr)
-    first.register_step_post_hook(lambda *_: second.step())
+    """Keeps a second optimizer in a closure, of parameters that the first one has as well. It steps from the sixth
+    update on."""
+    first, second, calls = torch.optim.SGD(params.values(), lr=lr), torch.optim.Adam(params.values(), lr=lr), 0
+
+    def late(*_):
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            second.step()
+
+    first.register_step_post_hook(late)
     return first
+
+
+class Lookahead(torch.optim.SGD):
+    """Slow weights by parameter and in a list, made at the third update; a rate that it finds by itself."""
+
+    def __init__(self, params: dict, lr: float):
+        super().__init__(params.values(), lr=lr)
+        self.slow, self.means, self.calls = {}, None, 0
+
+    @torch.no_grad()
+    def step(self):
+        super().step()
+        self.calls += 1
+        parameters = self.param_groups[0]["params"]
+        if self.calls == 3:
+            self.slow, self.means = {p: p.clone() for p in parameters}, [p.mean() for p in parameters]
+        for i, p in enumerate(parameters if self.calls > 3 else ()):
+            self.slow[p].lerp_(p, 0.5)
+            self.means[i] = 0.9 * self.means[i] + 0.1 * p.mean()
+            p.lerp_(self.slow[p], 0.5).add_(0.01 * self.means[i])
+
+
+class Wrapper:
+    """No Optimizer, and has one."""
+
+    def __init__(self, params: dict, lr: float):
+        self.inner, self.calls, self.noise = torch.optim.AdamW(params.values(), lr=lr), 0, [np.random.default_rng(3)]
+
+    def step(self):
+        self.calls += 1
+        self.inner.step()
+        for p in self.inner.param_groups[0]["params"]:
+            p.data.add_(0.001 * self.noise[0].normal() / self.calls)
+
+
+class Sparse(torch.optim.SparseAdam):
+    """Refuses gradients that are not sparse."""
+
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            p.grad = p.grad.to_sparse()
+        super().step()
+
+
+class Holding(experiment.Model):
+    """Changes what it holds in every way there is."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.flag, self.scale, self.seen, self.by_name = False, torch.ones(()), [], {"calls": 0, "sums": [0.0]}
+        self.draws = [random.Random(1), np.random.default_rng(2), np.random.RandomState(3), torch.Generator()]
+        self.helper = SimpleNamespace(calls=0, pair=(1, 2.0))
+        self.register_buffer("cache", torch.zeros(config.n_colors), persistent=False)
+        calls = 0
+
+        def count(*_):
+            nonlocal calls
+            calls += 1
+            self.helper.calls = calls
+
+        self.register_forward_hook(count)
+
+    def forward(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(tokens, codes)
+        if self.training:
+            self.flag, self.scale = not self.flag, 0.9 * self.scale + 0.2
+            self.seen = [*self.seen[-3:], logits.detach().mean()]
+            self.by_name["calls"] += 1
+            self.by_name["sums"].append(float(logits.detach().sum()))
+            self.helper.pair = (self.helper.pair[1], self.helper.pair[0] + 1)
+            self.cache += logits.detach().mean((0, 1))
+        own, numpys, older, torchs = self.draws
+        noise = own.random() + numpys.random() + older.rand() + torch.rand((), generator=torchs)
+        known = sum(self.by_name["sums"]) + sum(self.seen) + self.helper.calls + self.helper.pair[0]
+        return logits * self.scale * (1.1 if self.flag else 0.9) + self.cache * 0.01 * (noise + math.sin(known))
+
+
+KEEPERS = {"hidden": hidden, "slow weights": Lookahead, "a wrapper": Wrapper}
+KEEPERS["sparse"] = lambda params, lr: Sparse(params.values(), lr=lr)
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("what", [*KEEPERS, "model"])
+def test_whatever_model_and_optimizer_hold_is_in_the_state(monkeypatch, what, updates):
+    """Also what is made later than at the start; nothing that is continued depends on when it was interrupted."""
+    if what == "model":
+        monkeypatch.setattr(experiment, "Model", Holding)
+    else:
+        monkeypatch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: KEEPERS[what](params, lr))
+    (whole,), (part,), (rest,) = (planned(small()) for _ in range(3))
+    uninterrupted, interrupted = Ensemble([whole], CPU), Ensemble([part], CPU)
+    advance(uninterrupted, 10)
+    advance(interrupted, updates)
+    rest.step, (rest.state,) = updates, map(as_read, interrupted.states())
+    continued = Ensemble([rest], CPU)
+    continued.restore()
+    assert continued.states()[0].keys() == rest.state.keys()
+    torch.testing.assert_close(continued.states()[0], rest.state, rtol=0, atol=0)
+    advance(continued, 10 - updates)
+    torch.testing.assert_close(continued.states(), uninterrupted.states(), rtol=0, atol=0)
+
+
+def test_a_restored_ensemble_shares_nothing_with_its_checkpoint():
+    (progress,) = planned(small())
+    ensemble = Ensemble([progress], CPU)
+    advance(ensemble, 3)
+    progress.step, (progress.state,) = 3, ensemble.states()
+    before = as_read(progress.state)
+    continued = Ensemble([progress], CPU)
+    continued.restore()
+    advance(continued, 3)
+    torch.testing.assert_close(progress.state, before, rtol=0, atol=0)
+
+
+def test_a_parameter_that_is_replaced_is_refused(monkeypatch):
+    class Replacing(experiment.Model):
+        def forward(self, tokens, codes):
+            self.decoder.norm.weight = torch.nn.Parameter(self.decoder.norm.weight.detach() * 0.9)
+            return super().forward(tokens, codes)
+
+    monkeypatch.setattr(experiment, "Model", Replacing)
+    with pytest.raises(ValueError, match="must keep its parameters: decoder.norm.weight"):
+        advance(Ensemble(planned(small()), CPU), 1)
 
 
 def half(params: dict, lr: float) -> torch.optim.Optimizer:
@@ -478,26 +612,35 @@ class Keeping(torch.optim.SGD):
         (p, *_) = self.param_groups[0]["params"]
         if self.place == "state":
             self.state[p]["history"] = self.value
-        elif self.place == "option":
-            self.param_groups[0]["history"] = self.value
         else:
-            self.state["history"] = self.value
+            self.history = copy.deepcopy(self.value)
 
 
 def keeping(place: str, value):
     return lambda params, lr: Keeping(params, lr, place, value)
 
 
+CHANGES = "optimizer.state.decoder.positions.history changes in training"
+ELSEWHERE = {}
+
+
+def elsewhere(params: dict, lr: float) -> torch.optim.Optimizer:
+    """Keeps a second optimizer in a module, where nobody looks."""
+    first, ELSEWHERE["second"] = torch.optim.SGD(params.values(), lr=lr), torch.optim.Adam(params.values(), lr=lr)
+    first.register_step_post_hook(lambda *_: ELSEWHERE["second"].step())
+    return first
+
+
 REFUSED = {
     "a parameter in no group": (half, "decoder.blocks.0.mlp_norm.weight is in none"),
     "parameters of something else": (with_others, "of the model alone"),
-    "an optimizer that nobody finds": (hidden, "keep the Adam that makes steps too"),
-    "a list in the state": (keeping("state", [1.0]), "'history' of decoder.positions"),
-    "a deque in the state": (keeping("state", deque([torch.zeros(2)])), "'history' of decoder.positions"),
-    "a function in the state": (keeping("state", print), "'history' of decoder.positions"),
-    "an array in the state": (keeping("state", np.zeros(2)), "'history' of decoder.positions"),
-    "a function in an option": (keeping("option", print), "option history"),
-    "state of no parameter": (keeping("elsewhere", 1.0), "'history'"),
+    "an optimizer that nobody finds": (elsewhere, "keep the Adam that makes steps too"),
+    "a deque in the state": (keeping("state", deque([torch.zeros(2)])), CHANGES),
+    "a function in the state": (keeping("state", print), CHANGES),
+    "an object that is new": (keeping("attribute", SimpleNamespace(calls=1)), "optimizer.history changes in training"),
+    "a generator that is new": (keeping("attribute", random.Random(3)), "optimizer.history changes in training"),
+    "a set that is new": (keeping("attribute", {1, 2}), "optimizer.history changes in training"),
+    "an array in the state": (keeping("state", np.zeros(2)), CHANGES),
     "LBFGS": (lambda params, lr: torch.optim.LBFGS(params.values(), lr=lr), "closure"),
     "no optimizer": (lambda params, lr: None, "is in none"),
 }
@@ -528,7 +671,7 @@ def test_a_frozen_parameter_needs_no_group(monkeypatch):
         before = ensemble.params["decoder.positions"].clone()
         advance(ensemble, 3)
         assert torch.equal(ensemble.params["decoder.positions"], before)
-        assert "decoder.positions" in ensemble.states()[0]["parameters"]
+        assert "decoder.positions" in ensemble.states()[0]["weights"]
 
 
 # ---- Faults ----------------------------------------------------------------------------------------------------------
