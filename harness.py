@@ -48,6 +48,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 SOURCES: dict[str, bytes] = {}
+STARTED: set[str] = set()  # scripts whose study has been made
 
 
 def source_of(file: str) -> bytes:
@@ -210,6 +211,12 @@ class Study:
     yardstick: tuple  # the functions and classes that these are measured with: the results keep a hash of their source
     presets: dict[str, dict] | None = None  # by the value of Config's field `preset`: fields, below explicit flags
 
+    def __post_init__(self):
+        if str(self.path) in STARTED:  # a notebook has loaded it again
+            SOURCES.pop(str(self.path), None)
+        STARTED.add(str(self.path))
+        source_of(str(self.path))
+
     @property
     def path(self) -> Path:
         """The study's script."""
@@ -341,7 +348,8 @@ class Progress:
         new, old = self.trajectory, other.trajectory
         free = {"config", "cells", "measured"}
         same = all(getattr(new, f.name) == getattr(old, f.name) for f in fields(new) if f.name not in free)
-        return same and old.cells.items() <= new.cells.items() and self.rates[: old.updates] == other.rates
+        rates = self.rates[: old.updates] == other.rates and max(self.rates, default=0) == max(other.rates, default=0)
+        return same and rates and old.cells.items() <= new.cells.items()
 
 
 @contextlib.contextmanager
@@ -359,9 +367,9 @@ def faults_name(group: list[Progress], method: Callable | None = None, n: int | 
             error.add_note(f"{where}: {method.__qualname__}(), or what it returned")
         if group and not any(note.startswith("in cell") for note in getattr(error, "__notes__", [])):
             cells = []
-            for t, reached in ((progress.trajectory, progress.cells) for progress in group[:4]):
-                left = [n for n, name in t.cells.items() if name not in reached] or t.cells
-                cells.append(f"{t.cells[n or min(left)]} (seed {t.seed})")
+            for t, step in ((progress.trajectory, progress.step) for progress in group[:4]):
+                following = min((cell for cell in t.cells if cell > step), default=t.updates)
+                cells.append(f"{t.cells[n or following]} (seed {t.seed})")
             error.add_note(f"in cell {', '.join(cells)}, after step {group[0].step}")
         raise
 
@@ -371,8 +379,8 @@ def planned(study: Study, config) -> list[Progress]:
     are is trained once for each of its cells: the model on its way to many updates is not that of few."""
     plan = []
     for progress in map(Progress, study.plan(config)):
-        trajectory = progress.trajectory
-        if all(rates_of(trajectory, n) == progress.rates[:n] for n in trajectory.cells if n != trajectory.updates):
+        trajectory, few = progress.trajectory, [rates_of(progress.trajectory, n) for n in progress.trajectory.cells]
+        if all(rates == progress.rates[: len(rates)] and max(rates) == max(progress.rates) for rates in few if rates):
             plan.append(progress)
             continue
         for n, name in trajectory.cells.items():
@@ -995,13 +1003,21 @@ def pick_device(config) -> torch.device:
     require(config, "device", there[name], "a device that this machine has; auto picks one")
     if name != "cuda":
         return torch.device(name)
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cuda", torchrun("LOCAL_RANK", 0) % torch.cuda.device_count())
+
+
+def torchrun(name: str, otherwise: int) -> int:
+    """A number that torchrun tells its processes. UserError if the variable holds none."""
+    told = os.environ.get(name, "").strip() or str(otherwise)
+    if not told.isdecimal():
+        raise UserError(f"{name}={told}: must be a whole number, as torchrun sets it")
+    return int(told)
 
 
 def cpu_count() -> int:
     """Cores that this process may use; under torchrun its share of them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores // max(1, torchrun("LOCAL_WORLD_SIZE", 1)))
 
 
 class Bar(tqdm):
@@ -1018,7 +1034,7 @@ class Tally:
         self.trained, self.started = 0, None
         self.announce = min(workers * CHUNK, total - done)  # updates from which the speed is known
         file = sys.stderr if self.terminal else io.StringIO()
-        self.bar = Bar(total=total, initial=done, unit="step", smoothing=0, file=file)
+        self.bar = Bar(total=total, initial=done, unit="step", smoothing=0, file=file, disable=False)
         if not self.terminal:
             self.bar.mininterval = math.inf
             self.bar.bar_format = "progress: {n_fmt} of {total_fmt} steps{postfix}, {remaining} left"
@@ -1126,9 +1142,12 @@ def train_all(run: "RunDirectory", plan: list[Progress], device: torch.device, r
     stop, signals = multiprocessing.RawValue("b", False), []
 
     def handle(number, frame):
-        if signals:  # the second signal ends the process at once
+        now = time.monotonic()
+        if signals and now - signals[0][1] > 1:  # the second signal ends the process at once; timeout(1) sends two
+            with contextlib.suppress(OSError):
+                os.write(2, f"{run.study.path.name}: killed by a second signal: {run.again}\n".encode())
             os._exit(128 + number)
-        signals.append(number)
+        signals.append((number, now))
         stop.value = True
 
     with on_signals(handle), contextlib.closing(tally.bar):
@@ -1142,7 +1161,7 @@ def train_all(run: "RunDirectory", plan: list[Progress], device: torch.device, r
                 for progress in group:
                     progress.state = None
     if signals:
-        raise Interrupted(signals[0])
+        raise Interrupted(signals[0][0])
     return tally.trained
 
 
@@ -1175,20 +1194,31 @@ def strict_json(value) -> bytes:
     return (json.dumps(strict, indent=1) + "\n").encode()
 
 
+def read_json(path: Path) -> dict:
+    """What the file holds; nothing if it is not there, damaged or no object."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
 def definition(thing) -> str:
-    """Source of a function or class, and what its module has put in its place, or in that of its methods, since."""
+    """Source of a function or class, with the values of its constants and defaults, and with what its module has put in
+    its place, or in that of a method, since."""
     text, now = inspect.getsource(thing), sys.modules[thing.__module__]
     for name in thing.__qualname__.split("."):
         now = getattr(now, name, None)
-    for key, part in vars(thing).items() if inspect.isclass(thing) else ():
+    for key, part in [("", now), *(vars(now).items() if inspect.isclass(now) else ())]:
+        original = part is thing or key and getattr(part, "__qualname__", None) == f"{thing.__qualname__}.{key}"
         part = inspect.unwrap(getattr(part, "func", getattr(part, "fget", getattr(part, "__func__", part))))
-        own = getattr(part, "__qualname__", "") == f"{thing.__qualname__}.{key}" and inspect.isfunction(part)
-        if f"def {key}(" in text and not (own and inspect.getsource(part) in text):
-            now = part
-    if now is not thing:
-        with contextlib.suppress(OSError, TypeError):
-            text += inspect.getsource(now)
-        text += "in its place"
+        if inspect.isroutine(part) or not key:
+            text += "" if original else f"{key} {getattr(part, '__qualname__', part)} in its place"
+            with contextlib.suppress(OSError, TypeError):  # a dataclass has methods without source
+                text += inspect.getsource(part) * (inspect.getsource(part) not in text)
+            values = [*(getattr(part, "__defaults__", ()) or ()), *(getattr(part, "__kwdefaults__", ()) or {}).items()]
+            text += "".join(repr(value) for value in values if savable(value, {}))
+        elif not key.startswith("__") and savable(part, {}):
+            text += f"{key} = {part!r}"
     return text
 
 
@@ -1205,6 +1235,7 @@ def environment(study: Study, device: torch.device) -> dict[str, str]:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "device": device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device_name": cuda_name or f"{platform.machine()}, {cpu_count()} cores",
         "script_sha256": sha256(source_of(str(study.path))),
         "harness_sha256": sha256(source_of(__file__)),
@@ -1236,14 +1267,13 @@ class RunDirectory:
 
     def holder(self) -> dict | None:
         """Fingerprint of the run that the folder holds, None if there is none. UserError if it cannot be told."""
-        for path in (self.marker, self.path / "all_results.json", self.path / "final_info.json"):
-            if path.exists():
-                try:
-                    held = json.loads(path.read_bytes())
-                    own = held.get("environment", held)
-                    return {"config": dict(held["config"])} | {key: own.get(key) for key in self.OWN}
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    raise UserError(self.refusal(f"holds a run whose {path.name} does not tell what it is")) from None
+        paths = [self.marker, self.path / "all_results.json", self.path / "final_info.json"]
+        for found in map(read_json, paths[:2]):
+            own = found.get("environment", found)
+            if isinstance(found.get("config"), dict) and isinstance(own, dict):
+                return {"config": found["config"]} | {key: own.get(key) for key in self.OWN}
+        for path in filter(Path.exists, paths):
+            raise UserError(self.refusal(f"holds a run, and nothing that is whole tells which ({path.name} is there)"))
         return None
 
     def refusal(self, why: str) -> str:
@@ -1257,21 +1287,22 @@ class RunDirectory:
         was, now = (defaults | run["config"] | {key: run.get(key) for key in hashes} for run in told)
         if was == now:  # of the same configuration, "auto" has picked another device
             was, now = found, self.fingerprint
-        return ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key])
+        return ", ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in was | now if was.get(key) != now.get(key))
 
     def recall(self, plan: list[Progress]) -> bool:
         """Bring those trajectories to their ends that all_results.json has, if it is whole and of this run or of one
         that has fewer cells and else is the same."""
+        results = read_json(self.path / "all_results.json")
         try:
-            results = json.loads((self.path / "all_results.json").read_bytes())
             if any(results["environment"][key] != self.environment[key] for key in self.OWN):
                 return False
+            same = results["config"] == self.fingerprint["config"]
             lists = {key: tuple(value) for key, value in results["config"].items() if isinstance(value, list)}
-            config = self.study.Config(**results["config"] | lists)
+            config = self.config if same else self.study.Config(**results["config"] | lists)
             was, cells = planned(self.study, config), {(cell["cell"], cell["seed"]): cell for cell in results["cells"]}
             for progress, told in zip(was, results["trajectories"], strict=True):
                 t, curves = progress.trajectory, told["curves"]
-                progress.cells = {name: cells[name, t.seed] for name in t.cells.values()}
+                progress.cells = {name: cells.pop((name, t.seed)) for name in t.cells.values()}
                 progress.points = [
                     dict(zip(curves, point, strict=True)) for point in zip(*curves.values(), strict=True)
                 ]
@@ -1279,32 +1310,38 @@ class RunDirectory:
                 progress.step, progress.rungs = progress.points[-1]["step"], progress.extras.pop("rungs")
             final_info = json.loads(self.contents(was, results["timing"])["final_info.json"])
             summary(final_info, results["timing"])  # fails here if it is not what a run writes
-            for field in (field.name for field in fields(config)):
-                value = getattr(self.config, field)
-                if value == getattr(config, field):
-                    continue
-                more = planned(self.study, replace(config, **{field: value}))  # does it add cells, and change no other?
-                if sum(len(new.trajectory.cells) for new in more) <= len(cells) or not self.grown(was, more):
-                    return False
-            if not self.grown(was, plan):
+            if cells or sum(len(p.cells) for p in was) < len(results["cells"]):
                 return False
+            pairs = list(zip(plan, was, strict=True)) if same else self.grown(plan, was, config)
         except Exception:
             return False
-        for new, old in itertools.product(plan, was):
-            lasting = (
-                new.trajectory.cells == old.trajectory.cells and new.trajectory.measured == old.trajectory.measured
-            )
-            if lasting and new.grows_from(old):  # one with more cells was another model at its end: it starts anew
+        for new, old in pairs:
+            one, other = new.trajectory, old.trajectory
+            if (one.cells, one.measured) == (other.cells, other.measured):  # else it was another model at its end
                 vars(new).update({key: getattr(old, key) for key in Progress.HELD})
         self.found = results
         if all(progress.done for progress in plan):  # what is written again is of the machine that trained it
             self.environment = results["environment"]
         return True
 
-    @staticmethod
-    def grown(was: list[Progress], plan: list[Progress]) -> bool:
-        """Whether every trajectory there was is in this plan, with the cells it had and perhaps more."""
-        return all(any(new.grows_from(old) for new in plan) for old in was)
+    def grown(self, plan: list[Progress], was: list[Progress], config) -> list[tuple[Progress, Progress]]:
+        """Pairs of a trajectory that is to be trained and the one that it was in a run of this configuration.
+        ValueError if a field that differs does not add cells alone."""
+
+        def pairs(plan: list[Progress]) -> list[tuple[Progress, Progress]]:
+            found = [(new, old) for old in was for new in plan if new.grows_from(old)]
+            if len(found) < len(was) or sum(len(p.trajectory.cells) for p in plan) <= sum(len(p.cells) for p in was):
+                raise ValueError("not a part of this run")
+            return found
+
+        for field in fields(config):
+            value = getattr(self.config, field.name)
+            if value != getattr(config, field.name):
+                pairs(planned(self.study, replace(config, **{field.name: value})))
+        both = [trial([Progress(p.trajectory)], torch.device("cpu"), "plain")[0] for p in pairs(plan)[0]]
+        if not all(torch.equal(one, other) for one, other in zip(*(found.values() for found in both), strict=True)):
+            raise ValueError("what its methods read off the configuration is not the same")
+        return pairs(plan)
 
     def open(self, plan: list[Progress], restarted: bool) -> None:
         """Lock the folder for this process and recall what it has of this run. UserError if it holds another."""
@@ -1339,7 +1376,7 @@ class RunDirectory:
         except BlockingIOError:
             raise UserError(f"--out_dir {self.path}: another process is running in it; must be a free folder") from None
         except (OSError, WriteError) as error:
-            for path in missing:  # leave nothing behind
+            for path in (self.checkpoints, *missing):  # leave nothing behind, where it is empty
                 with contextlib.suppress(OSError):
                     path.rmdir()
             raise UserError(f"--out_dir {self.path}: must be a folder that can be written ({error})") from None
@@ -1361,11 +1398,10 @@ class RunDirectory:
     def stems(self, plan: list[Progress]) -> list[str]:
         """What files of cells are called: of this plan, and of the run that the folder holds, as far as it tells."""
         stems = [t.stem_at(n) for t in (progress.trajectory for progress in plan) for n in t.cells]
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            stems += map(str, json.loads(self.marker.read_bytes())["stems"])
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            cells = json.loads((self.path / "all_results.json").read_bytes())["cells"]
-            stems += [file_stem(cell["cell"], cell["seed"]) for cell in cells]
+        marker, results = map(read_json, (self.marker, self.path / "all_results.json"))
+        with contextlib.suppress(KeyError, TypeError):
+            stems += map(str, marker.get("stems", ()))
+            stems += [file_stem(cell["cell"], cell["seed"]) for cell in results.get("cells", ())]
         return list(dict.fromkeys(stems))
 
     def remove(self, folder: Path, *names: str) -> None:
@@ -1432,7 +1468,7 @@ class RunDirectory:
     def finish(self, plan: list[Progress], timing: dict, save_models: bool) -> None:
         """Write the results, remove the checkpoints, print the summary."""
         for name, content in self.contents(plan, timing).items():
-            if not (self.path / name).exists() or (self.path / name).read_bytes() != content:
+            if not (self.path / name).is_file() or (self.path / name).read_bytes() != content:
                 write_atomically(self.path / name, content)
         lacking = []
         for trajectory, models in ((progress.trajectory, progress.models) for progress in plan if save_models):
@@ -1494,19 +1530,16 @@ def summary(final_info: dict, timing: dict) -> str:
 
 
 def read_word(kind: type, optional: bool, word: str):
-    """A flag's word as a number, text, path or boolean, or None where that is possible. Empty text is none of them."""
+    """A flag's word as a number, text, path or boolean, or None where that is possible."""
     word = word[word.startswith(" -") :]  # see parse_arguments
     if optional and word.strip().lower() == "none":
         return None
     try:
-        if not word.strip():
-            raise ValueError
         booleans = {"true": True, "1": True, "false": False, "0": False}
         return booleans[word.strip().lower()] if kind is bool else kind(word)
     except (ValueError, KeyError):
         name = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", Path: "a path"}[kind]
-        told = f"{word or repr(word)} must be {name}{' or none' * optional}"
-        raise argparse.ArgumentTypeError(told) from None
+        raise argparse.ArgumentTypeError(f"{word} must be {name}{' or none' * optional}") from None
 
 
 def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Namespace]:
@@ -1553,6 +1586,11 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
     parser.add_argument("--overwrite", action="store_true", help="remove what another run wrote to OUT_DIR")
     parser.add_argument("--save_models", action="store_true", help="keep the weights of every cell in OUT_DIR/models")
     parser.add_argument("--plain", action="store_true", help="train one model after the other, the plainest way")
+    flag = ""
+    for word in argv:  # an unset variable of a shell, say
+        flag, word = (word.split("=", 1) if "=" in word else (word, word)) if word.startswith("--") else (flag, word)
+        if not word.strip():
+            raise UserError(f"{flag} {word!r}: must not be empty".lstrip())
     # No flag has a single dash: "-1e-4" is a value that is out of range, not a flag that is unknown.
     options = parser.parse_args([f" {word}" if re.match(r"-[^-h]", word) else word for word in argv])
     given = {name: getattr(options, name) for name in forms if hasattr(options, name)}
@@ -1573,8 +1611,10 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
         fits = isinstance(value, tuple) == (length != 0) and length in (0, None, len(inner))
         if not (fits and all(isinstance(x, known) and (kind is bool or type(x) is not bool) for x in inner)):
             if not (optional and value is None):
-                comma = f": one value needs a comma, ({value!r},)" * (length != 0 and not isinstance(value, tuple))
-                raise TypeError(f"Config.{name} = {value!r} must be {hints.get(name, 'a field of Config')}{comma}")
+                one = length != 0 and not isinstance(value, tuple) and value is not None
+                known = inspect.formatannotation(hints[name]) if name in hints else "a field of Config"
+                comma = f": one value needs a comma, ({value!r},)" * one
+                raise TypeError(f"Config.{name} = {value!r} must be {known}{comma}")
     config = Config(**values)
     for name in (name for name, value in given.items() if value == ()):
         raise UserError(f"--{name}: must be one or more values")
@@ -1587,8 +1627,8 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
     prepare_thread(device)  # see train_all
 
     # Under torchrun every rank trains its share of the trajectories; the first one owns the folder.
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    rank = int(os.environ.get("RANK", 0)) if world > 1 else 0  # a variable that was left over makes no rank
+    world = torchrun("WORLD_SIZE", 1)
+    rank = torchrun("RANK", 0) if world > 1 else 0  # a variable that was left over makes no rank
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     plan = planned(run.study, run.config)  # before anything is written: it may refuse the configuration
     if rank == 0:
@@ -1689,6 +1729,8 @@ class Output:
             encoding = getattr(self.stream, "encoding", None) or "utf-8"
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
+        except BlockingIOError:  # a reader that is slow
+            pass
         except OSError:  # no reader, no room, no terminal: Python would fail once more when it ends
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
@@ -1726,6 +1768,8 @@ def as_found():
         restore.callback(torch.set_rng_state, torch.get_rng_state())
         restore.callback(random.setstate, random.getstate())
         restore.callback(np.random.set_state, np.random.get_state())
+        if torch.cuda.is_initialized():
+            restore.callback(torch.cuda.set_device, torch.cuda.current_device())
         restore.enter_context(contextlib.redirect_stdout(Output(sys.stdout)))
         restore.enter_context(contextlib.redirect_stderr(Output(sys.stderr)))
         restore.enter_context(warnings.catch_warnings())
@@ -1742,11 +1786,11 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
         raise Interrupted(number)
 
     argv, run, name = sys.argv[1:] if argv is None else argv, None, study.path.name
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # a rank that waits for others dies of the signal
     with as_found():
         if not sys.stderr.isatty():
             warnings.simplefilter("ignore")  # loops read only the end of standard error
         try:
+            alone = torchrun("WORLD_SIZE", 1) <= 1  # a rank that waits for others dies of the signal
             with on_signals(interrupt) if alone else contextlib.nullcontext():
                 config, options = parse_arguments(study, argv)
                 device = pick_device(config)
@@ -1767,7 +1811,7 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
         finally:
             if run:
                 run.close()
-        if run and (alone or int(os.environ.get("RANK", 0)) == 0):
+        if run and (alone or torchrun("RANK", 0) == 0):
             run.abandon()
         return 1
 

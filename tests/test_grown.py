@@ -5,11 +5,13 @@ import json
 import math
 import re
 import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import experiment
 import harness
 
+import numpy as np
 import pandas
 import pytest
 import small_study
@@ -124,6 +126,28 @@ def test_whatever_else_differs_is_refused_and_nothing_is_touched(tmp_path, capsy
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("method", ["batches", "loss", "observe", "model"])
+def test_what_a_method_reads_off_a_list_that_grows_is_noticed(folder, monkeypatch, capsys, method):
+    """A model of three trained beside another one would not be what it is alone."""
+    right = getattr(experiment.UrnTrajectory, method)
+
+    def reading(self, *arguments, **named):
+        torch.default_generator.manual_seed(len(self.config.tasks))
+        found = right(self, *arguments, **named)
+        if method == "batches":
+            return found | {"codes": found["codes"] * len(self.config.tasks)}
+        if method == "loss":
+            return found[0] * len(self.config.tasks), found[1]
+        return found ** len(self.config.tasks) if method == "observe" else found
+
+    before = listing(folder)
+    monkeypatch.setattr(experiment.UrnTrajectory, method, reading)
+    capsys.readouterr()
+    assert run(folder, "--tasks", 3, 5) == 2 and listing(folder) == before
+    assert "tasks [3] -> [3, 5]" in capsys.readouterr().err
+    assert run(folder, "--seeds", 2) == 0  # of this list it makes no difference
+
+
 def test_fewer_are_refused_and_nothing_is_touched(folder, capsys):
     assert run(folder, "--seeds", 2, "--tasks", 3, 5) == 0
     before = listing(folder)
@@ -174,6 +198,37 @@ def test_an_edited_script_does_not_grow_a_run(complete, tmp_path):
         told = {"experiment.py": "script_sha256", "harness.py": "harness_sha256"}[name]
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and told in done.stderr, done.stderr
         assert listing(folder) == before
+
+
+@dataclass(frozen=True)
+class Unlimited(experiment.Config):
+    """With values that strict JSON does not have."""
+
+    limit: float = math.inf
+    center: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arrayed(experiment.UrnTrajectory):
+    """With settings that cannot be compared by ==."""
+
+    weights: torch.Tensor = field(default_factory=lambda: torch.ones(3))
+    table: np.ndarray = field(default_factory=lambda: np.ones(3))
+    rule: object = field(default_factory=lambda: lambda: None)
+
+
+def test_a_complete_run_is_known_whatever_its_settings_are(tmp_path, capsys):
+    def plan(config):
+        return [Arrayed(**vars(trajectory)) for trajectory in experiment.plan(config)]
+
+    study = replace(experiment.STUDY, Config=Unlimited, plan=plan)
+    again = lambda argv: harness.run_study(study, argv)  # noqa: E731
+    assert run(tmp_path / "run", main=again) == 0
+    before = listing(tmp_path / "run")
+    assert run(tmp_path / "run", main=again) == 0 and listing(tmp_path / "run") == before
+    assert "is complete" in capsys.readouterr().out
+    assert run(tmp_path / "run", "--limit", "3", main=again) == 2
+    assert "limit None -> 3.0" in capsys.readouterr().err
 
 
 # ---- The table of cells ----------------------------------------------------------------------------------------------
@@ -248,7 +303,7 @@ def test_where_all_results_is_lost_one_line_names_it_and_overwrite(folder, compl
     capsys.readouterr()
     assert run(folder) == 2
     out, err = capsys.readouterr()
-    name = "final_info.json" if how == "removed" else "all_results.json"
+    name = "final_info.json is there" if how == "removed" else "all_results.json is there"
     assert out == "" and err.count("\n") == 1 and name in err and "--overwrite" in err, err
     assert listing(folder) == before
     assert run(folder, "--overwrite") == 0
@@ -259,12 +314,44 @@ def test_where_all_results_is_lost_one_line_names_it_and_overwrite(folder, compl
 def test_all_results_of_another_form_is_not_whole(folder, capsys, timing):
     everything = json.loads((folder / "all_results.json").read_bytes())
     cells = [cell | {"kl_to_g": "text"} for cell in everything["cells"]]
-    for wrong in ({"timing": timing}, {"cells": cells}, {"cells": [["cell", "seed"]]}):
+    twice = everything["cells"] + [everything["cells"][0] | {"kl_to_g": 1.0}]
+    for wrong in ({"timing": timing}, {"cells": cells}, {"cells": [["cell", "seed"]]}, {"cells": twice}):
         (folder / "all_results.json").write_text(json.dumps(everything | wrong))
         capsys.readouterr()
         assert run(folder) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and "all_results.json" in err and "--overwrite" in err
+
+
+def test_a_field_that_this_script_does_not_have_is_told(folder, capsys):
+    everything = json.loads((folder / "all_results.json").read_bytes())
+    everything["config"]["momentum"] = 0.9
+    (folder / "all_results.json").write_text(json.dumps(everything))
+    assert run(folder) == 2 and "(momentum 0.9 -> None)" in capsys.readouterr().err
+
+
+def test_a_folder_where_a_result_should_be_is_one_line(folder, capsys):
+    (folder / "final_info.json").unlink()
+    (folder / "final_info.json").mkdir()
+    assert run(folder) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot write" in line and "final_info.json" in line
+
+
+@pytest.mark.parametrize("how", [how for how in DAMAGE if how != "removed"])
+def test_a_damaged_marker_beside_whole_results_does_not_matter(folder, complete, how):
+    """The run was killed while it removed its checkpoints."""
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "fingerprint.json").write_bytes(json.dumps({"config": {}}).encode())
+    damage(folder / "checkpoint" / "fingerprint.json", how)
+    assert run(folder) == 0
+    assert results(folder) == results(complete) and not (folder / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("cell", [{"a": {"b": 1}, "a.b": 2}, {"a": {1: 1.0, "1": 2.0}}])
+def test_two_numbers_of_one_name_are_refused(cell):
+    with pytest.raises(TypeError, match=r"a\.[b1] must be one number"):
+        harness.plain(cell)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -73,10 +73,38 @@ def raises(ensemble, method, *arguments):
     raise IndexError("edited fault")
 
 
+def stale_batches(ensemble, load, chunk):
+    if ensemble.chunk is None:
+        load(ensemble, chunk)
+
+
+def others_numbers(ensemble, losses, batch):
+    objectives, reported = losses(ensemble, batch)
+    return objectives, {name: values.roll(1, 0) for name, values in reported.items()}
+
+
+def others_predictions(ensemble, observe, member):
+    return observe(ensemble, 0) if member else 0.5 * observe(ensemble, 0)
+
+
+def not_a_number(ensemble, losses, batch):
+    objectives, reported = losses(ensemble, batch)
+    return objectives, {name: values / (ensemble.step < 40) for name, values in reported.items()}
+
+
+def raises_late(ensemble, method, *arguments):
+    return method(ensemble, *arguments) if ensemble.step < 60 else raises(ensemble, method)
+
+
 FAULTS = {
     "mixes batches": ("losses", others_batches, "gradients.decoder"),
     "mixes gradients": ("losses", others_gradients, "gradients.decoder"),
     "a stale rate": ("set_rate", stale_rate, "differs by"),
+    "mixes what is reported": ("losses", others_numbers, "reported of"),
+    "mixes what is observed": ("observe", others_predictions, "observed of"),
+    "a NaN at run time": ("losses", not_a_number, "NotFiniteError: the loss is not finite"),
+    "an observation that fails at run time": ("observe", raises_late, "IndexError: edited fault"),
+    "a checkpoint that fails at run time": ("states", raises_late, "IndexError: edited fault"),
     "raises": ("losses", raises, "IndexError: edited fault"),
     "cannot be built": ("__init__", raises, "IndexError: edited fault"),
 }
@@ -101,10 +129,60 @@ def test_a_rung_that_is_broken_costs_one_line_and_the_next_one_trains(monkeypatc
 @pytest.mark.parametrize("lr", [1e-6, 1e-2])
 def test_a_stale_rate_shows_whatever_the_rate_and_the_schedule(monkeypatch, lr):
     monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, updates: lr * min(1, update / 20))
-    plan = planned(small(lr=lr))
+    plan = planned(small(lr=lr, steps=(60,)))
     assert harness.disagreement(plan, CPU, "captured") is None
     broken(monkeypatch, "set_rate", ("captured",), stale_rate)
     assert "differs by" in harness.disagreement(plan, CPU, "captured")
+
+
+def test_batches_of_a_chunk_that_is_over_show(monkeypatch):
+    plan = planned(small(steps=(300,)))
+    assert harness.disagreement(plan, CPU, "captured") is None
+    broken(monkeypatch, "load", ("captured",), stale_batches)
+    assert "differs by" in harness.disagreement(plan, CPU, "captured")
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64])
+def test_parameters_that_are_no_real_numbers_are_compared(monkeypatch, kind):
+    class Model(experiment.Model):
+        def __init__(self, config: Config):
+            super().__init__(config)
+            self.other = torch.nn.Parameter(torch.ones(2, dtype=kind), requires_grad=kind.is_complex)
+
+        def forward(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+            shift = self.other.imag if kind.is_complex else self.other
+            return super().forward(tokens, codes) * (1 + shift.sum())
+
+    def optimizer(self, params, lr):
+        return torch.optim.SGD([p for p in params.values() if p.requires_grad], lr=lr)
+
+    def of_others(ensemble, right):
+        right(ensemble)
+        for p in ensemble.params.values():
+            if p.is_complex():
+                p.data += 0.1j
+
+    monkeypatch.setattr(experiment, "Model", Model)
+    monkeypatch.setattr(UrnTrajectory, "optimizer", optimizer)
+    assert harness.disagreement(planned(small()), CPU, "stacked") is None
+    broken(monkeypatch, "update", ("stacked",), of_others)
+    if kind.is_complex:
+        assert "other of" in harness.disagreement(planned(small()), CPU, "stacked")
+
+
+def test_a_wrong_gradient_is_not_excused_by_what_rounding_does(monkeypatch):
+    """A model in which the smallest difference grows: what is compared alone proves nothing."""
+    right, rough = harness.trial, []
+
+    def trial(group, device, rung, training=True, nudge=0.0):
+        found = right(group, device, rung, training, nudge)
+        rough.append(nudge)
+        factor = 2.0 if nudge or rung != "plain" else 1.0
+        return [{name: values * factor for name, values in own.items()} for own in found]
+
+    monkeypatch.setattr(harness, "trial", trial)
+    assert harness.disagreement(planned(small()), CPU, "stacked").startswith("the gradient of")
+    assert rough
 
 
 @pytest.mark.parametrize("member", [0, -1])
@@ -234,6 +312,13 @@ def test_a_fault_of_the_study_is_the_studys_and_not_a_rungs(monkeypatch, capsys,
     with pytest.raises(KeyError, match="edited"):
         climb(planned(small()))
     assert capsys.readouterr().err == ""
+
+
+def test_a_fault_of_the_study_in_the_check_names_the_cell(monkeypatch):
+    monkeypatch.setattr(UrnTrajectory, "loss", lambda self, *_, **__: {}["edited"])
+    with pytest.raises(KeyError) as error:
+        climb(planned(small()))
+    assert any(note.startswith("in cell D2_N10 (seed 0)") for note in error.value.__notes__)
 
 
 def test_plain_pytorch_decides_whether_a_loss_is_not_finite(monkeypatch, capsys):

@@ -284,7 +284,37 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, same_bytes):
         first.send(INT)
         first.process.join(0.1)
     status, _, err = first.end()
-    assert (status, "continues" in err) == (130, False)
+    assert status == 130 and err == "experiment.py: killed by a second signal: the same command continues\n"
+    assert run(folder)[0] == 0 and same_bytes(folder)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["", " ", "two", "-1", "1.5"])
+def test_what_torchrun_tells_is_a_number_or_nothing(tmp_path, monkeypatch, capsys, name, value):
+    """Schedulers and shells leave such variables behind."""
+    if name == "RANK" and value.strip():
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    status = experiment.main([*SMALL, "--out_dir", str(tmp_path / "run_0")])
+    if not value.strip():
+        assert status == 0
+        return
+    out, err = capsys.readouterr()
+    assert (status, out) == (
+        2,
+        "",
+    ) and err == f"experiment.py: {name}={value}: must be a whole number, as torchrun sets it\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_signals_at_once_are_one_as_timeout_sends_them(tmp_path, same_bytes):
+    folder = tmp_path / "run_0"
+    first = Run(folder, pause=0.2)
+    first.wait_for_steps(12)
+    first.send(TERM)
+    first.send(TERM)
+    status, _, err = first.end()
+    assert status == 143 and err == "interrupted by SIGTERM: the same command continues\n"
     assert run(folder)[0] == 0 and same_bytes(folder)
 
 

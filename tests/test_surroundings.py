@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import warnings
+from operator import attrgetter
 
 import experiment
 import harness
@@ -263,6 +264,11 @@ OVERWRITTEN = {
     "class": ("TestBed", type("TestBed", (experiment.TestBed,), {})),
     "method of a class": ("TestBed.scores", another),
     "method by another method": ("TestBed.scores", experiment.TestBed.by_length),
+    "constant of a class": ("TestBed.EXACT_LIMIT", 5),
+    "constant of a class that has parts": ("TestBed.STRATEGIES", {"orbit": "orbit"}),
+    "default of a function": ("kl_divergence.__defaults__", (1e-9,)),
+    "default of a method": ("TestBed.scores.__defaults__", ("exact_",)),
+    "operator of a class": ("TestBed.__getattr__", another),
     "method of the trajectory": ("UrnTrajectory.observe", another),
     "part of the harness": ("summarize", another),
     "method of the harness": ("Progress.measure", another),
@@ -277,7 +283,7 @@ def test_a_definition_of_the_yardstick_that_is_overwritten_is_another_yardstick(
     where, _, method = name.rpartition(".")
     module = harness if "harness" in what else experiment
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(module, where) if where else module, method, value)
+        patch.setattr(attrgetter(where)(module) if where else module, method, value, raising=False)
         assert yardstick() == yardstick() != before
     assert yardstick() == before
 
@@ -329,3 +335,46 @@ def test_a_rank_that_was_left_over_in_the_environment_is_none(tmp_path, monkeypa
     monkeypatch.setenv("RANK", "1")
     assert experiment.main([*SMALL, "--out_dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "final_info.json").read_bytes() == expected
+
+
+def test_a_script_that_a_notebook_loads_again_is_recorded_as_it_is_now(tmp_path):
+    """Also one that is imported long after the harness."""
+    shutil.copy(ROOT / "harness.py", tmp_path)
+    script = tmp_path / "study.py"
+    program = """
+import harness, hashlib, importlib, pathlib, sys, torch
+for edit in ("", "# edited", "# edited twice"):
+    path = pathlib.Path("study.py")
+    path.write_text(path.read_text() + edit)
+    study = importlib.reload(sys.modules["study"]) if edit else importlib.import_module("study")
+    wanted = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text(path.read_text() + "\\n# a second later\\n")
+    assert harness.environment(study.STUDY, torch.device("cpu"))["script_sha256"] == wanted, edit
+"""
+    script.write_text((ROOT / "experiment.py").read_text())
+    done = subprocess.run([sys.executable, "-B", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_is_slow_does_not_lose_its_stream(monkeypatch):
+    """What cannot be written at once to a pipe that does not wait is left out, and the rest is not."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(writer, "w") as stream:
+        output = harness.Output(stream)
+        output.write("x" * 10**6)
+        os.read(reader, 10**7)
+        assert os.fstat(stream.fileno()).st_ino == os.fstat(reader).st_ino
+    os.close(reader)
+
+
+def test_variables_of_the_progress_bar_change_nothing(tmp_path):
+    """tqdm reads its defaults from the environment."""
+    arguments = ["--n_layers=1", "--d_model=16", "--n_test=4", "--seq_len=4", "--tasks=4", "--steps=20", "--device=cpu"]
+    told = []
+    for variables in ({}, {"TQDM_DISABLE": "1"}):
+        folder = tmp_path / f"run_{len(variables)}"
+        command = [sys.executable, str(ROOT / "experiment.py"), *arguments, "--out_dir", str(folder)]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+        told.append([line.partition(",")[0] for line in done.stdout.splitlines() if line.startswith("progress")])
+    assert told[0] == told[1] != []

@@ -934,6 +934,15 @@ def test_a_fault_names_the_method_below_its_decorators(decorated):
     assert re.match(r"test_training.py line \d+: .*Returning.observe\(\)", error.value.__notes__[0])
 
 
+def test_few_updates_whose_highest_rate_is_another_one_are_trained_alone(monkeypatch):
+    """A group of parameters with a rate of its own would be scaled by the highest rate of many updates."""
+    monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, updates: 0.1 * min(1, (update + 1) / 15))
+    plan = planned(small(steps=(10, 20, 30)))
+    assert [list(progress.trajectory.cells) for progress in plan] == [[10], [20], [30]]
+    monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, updates: 0.1 * min(1, (update + 1) / 5))
+    assert [list(progress.trajectory.cells) for progress in planned(small(steps=(10, 20, 30)))] == [[10, 20, 30]]
+
+
 def test_a_plan_has_every_cell_once_per_seed_and_is_not_empty():
     config = Config(n_layers=1, d_model=16, tasks=(4,), steps=(10, 20))
     with pytest.raises(ValueError, match="at least one trajectory"):
