@@ -334,12 +334,13 @@ def mixture_weights(P: torch.Tensor, components: torch.Tensor, weights: torch.Te
     mass, floor = (weights[:, None] * P).flatten(), 1e-10
     Q = components.flatten(1)[:, mass > 0]
     Q, mass = (1 - len(Q) * floor) * Q + floor * Q.sum(0), mass[mass > 0] / mass.sum()
-    x = torch.full((len(Q),), 1 / len(Q), dtype=torch.float64)
+    x, gap = torch.full((len(Q),), 1 / len(Q), dtype=torch.float64), math.inf
     faces = [list(face) for k in range(len(Q)) for face in itertools.combinations(range(len(Q)), k + 1)]
     for _ in range(100):
         ratio = Q / (x @ Q)
         g, H = ratio @ mass, (ratio * mass) @ ratio.T
-        if g.max() <= 1 + 1e-12:  # nats above the minimum, at most
+        last, gap = gap, g.max().item() - 1  # nats above the minimum, at most
+        if gap <= 1e-12 or last / 2 < gap < 5e-9:  # as near as rounding allows
             break
         scale, models = H.diagonal().rsqrt(), []  # to the unit diagonal: entries differ by many orders of magnitude
         H, linear = scale[:, None] * H * scale, scale * (2 * g - 1)
@@ -355,7 +356,7 @@ def mixture_weights(P: torch.Tensor, components: torch.Tensor, weights: torch.Te
         step = 1.0
         while step > 1e-12 and not objective(step) <= objective(0) + step / 100 * ((1 - g) @ direction):
             step /= 2
-        if step <= 1e-12:  # no progress: as near as rounding allows
+        if step <= 1e-12:  # no progress
             break
         x = x + step * direction
         x /= x.sum()
