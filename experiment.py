@@ -28,7 +28,7 @@ generalizers and memorizers, and writes `final_info.json` and `all_results.json`
 import itertools
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from harness import Study, Trajectory, require, run_study, stream
@@ -56,7 +56,9 @@ class Config:
     n_layers: int = 4  # decoder blocks
     n_heads: int = 4  # attention heads per block
     d_model: int = 128  # width of the residual stream, divisible by n_heads
-    lr: float = 1e-4  # AdamW learning rate, constant
+    lr: float = 1e-4  # AdamW learning rate, the highest of the schedule
+    schedule: str = "constant"  # of the learning rate: constant, or linear or cosine to 0 at the end of every N
+    warmup: int = 0  # first updates, during which the learning rate rises linearly
     weight_decay: float = 0.01  # AdamW weight decay
     batch_size: int = 64  # fresh sequences per training step
     n_test: int = 256  # sampled test sequences per cell
@@ -79,8 +81,10 @@ class Config:
         require(self, "seed", self.seed >= 0, "at least 0")
         require(self, "alpha", 1e-6 <= self.alpha <= 1e6, "1e-6 to 1e6")
         require(self, "d_model", self.d_model % self.n_heads == 0, f"divisible by --n_heads {self.n_heads}")
-        embeddings = ("gaussian", "permutation", "fixed")
-        require(self, "embedding", self.embedding in embeddings, " or ".join(embeddings))
+        require(self, "warmup", 0 <= self.warmup < min(self.steps), f"0 to {min(self.steps) - 1}, less than every N")
+        kinds = {"embedding": ("gaussian", "permutation", "fixed"), "schedule": ("constant", "linear", "cosine")}
+        for flag, values in kinds.items():
+            require(self, flag, getattr(self, flag) in values, " or ".join(values))
 
 
 # ==== Urns and sequences ==============================================================================================
@@ -260,6 +264,32 @@ def orbit_memorizing_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> to
     return bayes_over_urns(distinct, urns[:, relabellings].flatten(0, 1))[which].gather(1, order.argsort(1))
 
 
+def best_counting_a(urns: torch.Tensor, length: int) -> float:
+    """The a of least expected KL(M || (n_k + a) / (C + m a)) over contexts of C = length draws from the urns [D, m].
+
+    But for a constant that is log(C + m a) - sum_j w_j log(j + a), where w_j is the probability that the next draw has
+    a color that occurs j times in the context. It falls, then rises: its derivative has the sign of the sum over j of
+    -w_j (C - m j) / (j + a), which changes once because C - m j does. The search ends at 1e-9 where no smoothing is
+    best (every urn has a single color) and at 1e9 where a has no limit (all urns are uniform).
+    """
+    urns, j, m = urns.double(), torch.arange(length + 1), urns.shape[1]
+    binomial = torch.distributions.Binomial(length, urns[..., None], validate_args=False)  # n_k by urn and color
+    w = (urns[..., None] * binomial.log_prob(j).exp()).sum(1).mean(0)
+    low, high = 1e-9, 1e9
+    for _ in range(100):
+        a = math.sqrt(low * high)
+        falling = (w * (length - m * j) / (j + a)).sum() > 0
+        low, high = (a, high) if falling else (low, a)
+    return a
+
+
+def best_counting_predictor(contexts: torch.Tensor, urns: torch.Tensor) -> torch.Tensor:
+    """R, the best counting rule: (n_k + a) / (C + m a) with the best a for these urns [D, m]. [n, C] -> [n, m]."""
+    C, m = contexts.shape[1], urns.shape[1]
+    a = best_counting_a(urns, C)
+    return (color_counts(contexts, m) + a) / (C + m * a)
+
+
 # ==== Divergences and test bed ========================================================================================
 
 
@@ -276,6 +306,22 @@ def relative_divergence(kl_to_g: float, kl_to_m: float) -> float:
     return 1.0 if kl_to_g == math.inf else float(kl_to_g / (kl_to_g + kl_to_m))
 
 
+def coordinate(kl_a_p: float, kl_b_p: float, kl_a_b: float, kl_b_a: float) -> float | None:
+    """Where P stands between predictors A and B, by the expected KL(A || P), KL(B || P), KL(A || B), KL(B || A): 0 at
+    A, 1 at B, t at the normalized A^(1 - t) B^t. None where A equals B up to rounding or one of them is infinite."""
+    apart = kl_a_b + kl_b_a
+    if apart < 1e-12 or not math.isfinite(apart + kl_a_p + kl_b_p):
+        return None
+    return (kl_a_p - kl_b_p + kl_b_a) / apart
+
+
+def group_mean(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Every row of values [n, m] replaced by the mean of its group: those whose rows of groups [n, ..] are equal."""
+    _, group, sizes = groups.unique(dim=0, return_inverse=True, return_counts=True)
+    sums = values.new_zeros(len(sizes), values.shape[1]).index_add(0, group, values)
+    return (sums / sizes[:, None])[group]
+
+
 def mixture_weights(P: torch.Tensor, components: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Convex combination of the components [J, n, m] nearest to P [n, m]: coefficients [J] and distance, the mean
     of KL(P || combination) in nats over the contexts with these weights [n].
@@ -288,12 +334,13 @@ def mixture_weights(P: torch.Tensor, components: torch.Tensor, weights: torch.Te
     mass, floor = (weights[:, None] * P).flatten(), 1e-10
     Q = components.flatten(1)[:, mass > 0]
     Q, mass = (1 - len(Q) * floor) * Q + floor * Q.sum(0), mass[mass > 0] / mass.sum()
-    x = torch.full((len(Q),), 1 / len(Q), dtype=torch.float64)
+    x, gap = torch.full((len(Q),), 1 / len(Q), dtype=torch.float64), math.inf
     faces = [list(face) for k in range(len(Q)) for face in itertools.combinations(range(len(Q)), k + 1)]
     for _ in range(100):
         ratio = Q / (x @ Q)
         g, H = ratio @ mass, (ratio * mass) @ ratio.T
-        if g.max() <= 1 + 1e-12:  # nats above the minimum, at most
+        last, gap = gap, g.max().item() - 1  # nats above the minimum, at most
+        if gap <= 1e-12 or last / 2 < gap < 5e-9:  # as near as rounding allows
             break
         scale, models = H.diagonal().rsqrt(), []  # to the unit diagonal: entries differ by many orders of magnitude
         H, linear = scale[:, None] * H * scale, scale * (2 * g - 1)
@@ -309,7 +356,7 @@ def mixture_weights(P: torch.Tensor, components: torch.Tensor, weights: torch.Te
         step = 1.0
         while step > 1e-12 and not objective(step) <= objective(0) + step / 100 * ((1 - g) @ direction):
             step /= 2
-        if step <= 1e-12:  # no progress: as near as rounding allows
+        if step <= 1e-12:  # no progress
             break
         x = x + step * direction
         x /= x.sum()
@@ -329,7 +376,8 @@ class TestBed:
     """
 
     EXACT_LIMIT = 131072  # exact expectations enumerate all m^C contexts up to this many
-    STRATEGIES = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}  # name: as in kl_to_...
+    EMBEDDING_DRAWS = 16  # of gaussian embeddings, for every context, that embedding noise is measured with
+    STRATEGIES = {name: name for name in ("posterior_mean", "best_counting", "orbit")} | {"memorizing": "m"}  # kl_to_..
 
     def __init__(self, config: Config, n_tasks: int, seed: int):
         m, C, n, alpha = config.n_colors, config.seq_len - 1, config.n_test, config.alpha
@@ -338,7 +386,7 @@ class TestBed:
         test = sample_sequences(self.urns, n, C + 1, stream(seed, n_tasks, "test sequences"))[0][:, :C]
         fresh = sample_sequences(fresh_urns, n, C + 1, stream(seed, n_tasks, "fresh sequences"))[0][:, :C]
         exact = torch.cartesian_prod(*[torch.arange(m)] * C).view(-1, C) if m**C <= self.EXACT_LIMIT else test[:0]
-        self.contexts = torch.cat([test, fresh, exact])
+        self.contexts, self.exact = torch.cat([test, fresh, exact]), exact
 
         ideals = []
         for length in range(1, C + 1):
@@ -349,6 +397,7 @@ class TestBed:
                 "g": counting_predictor(distinct, m),
                 "m": memorizing_predictor(distinct, self.urns),
                 "posterior_mean": posterior_mean_predictor(distinct, m, alpha),
+                "best_counting": best_counting_predictor(distinct, self.urns),  # the best of this length
                 "orbit": orbit_memorizing_predictor(distinct, self.urns),
             }
             ideals.append({name: prediction[which] for name, prediction in predictions.items()})
@@ -368,7 +417,7 @@ class TestBed:
         for name, key in self.STRATEGIES.items():
             P = self.ideals[key]
             loss = -torch.xlogy(self.ideals["m"], P).sum(2).mean(1)  # training draws follow M
-            self.reference[name] = self.scores(P, self.best) | self.by_length(P)
+            self.reference[name] = self.scores(P[:, -1], self.best) | self.by_length(P)
             self.reference[name]["expected_loss"] = self.mean(loss, self.best)
 
     def mean(self, values: torch.Tensor, expectation: str) -> float:
@@ -378,8 +427,8 @@ class TestBed:
         return (weights @ torch.where(weights > 1e-100, values, 0)).item()
 
     def scores(self, P: torch.Tensor, expectation: str) -> dict[str, float]:
-        """The divergences in nats of distributions P [n, C, m] for the last draw, and what follows from them."""
-        P, ideals = P[:, -1], {name: ideal[:, -1] for name, ideal in self.ideals.items()}
+        """The divergences in nats of distributions P [n, m] after all draws, and what follows from them."""
+        ideals = {name: ideal[:, -1] for name, ideal in self.ideals.items()}
         kl = {f"kl_to_{name}": self.mean(kl_divergence(ideal, P), expectation) for name, ideal in ideals.items()}
         if "fresh" in expectation:
             return {key: kl[key] for key in ("kl_to_posterior_mean", "kl_to_m")}
@@ -387,9 +436,11 @@ class TestBed:
         def symmetrized(p, q):
             return self.mean((kl_divergence(p, q) + kl_divergence(q, p)) / 2, expectation)
 
-        S, M = ideals["posterior_mean"], ideals["m"]
+        S, R, O, M = (ideals[key] for key in self.STRATEGIES.values())  # noqa: E741
         r = (symmetrized(P, S) - symmetrized(P, M)) / (symmetrized(S, M) or math.inf)
+        apart = (self.mean(kl_divergence(*pair), expectation) for pair in ((R, O), (O, R)))
         return kl | {
+            "coordinate_r_o": coordinate(kl["kl_to_best_counting"], kl["kl_to_orbit"], *apart),
             "relative_divergence": relative_divergence(kl["kl_to_g"], kl["kl_to_m"]),
             "relative_divergence_posterior_mean": relative_divergence(kl["kl_to_posterior_mean"], kl["kl_to_m"]),
             "d_rel": min(max((r + 1) / 2, 0.0), 1.0),  # Wurgaft et al. 2025
@@ -402,13 +453,46 @@ class TestBed:
 
     def measure(self, P: torch.Tensor) -> dict:
         """Every number of a model with the distributions P [n, C, m] after each draw of self.contexts."""
-        numbers = {prefix + k: v for prefix in self.weights for k, v in self.scores(P, prefix).items()}
+        last = P[:, -1]
+        numbers = {prefix + k: v for prefix in self.weights for k, v in self.scores(last, prefix).items()}
+        numbers["coordinate_r_o"] = numbers.pop(f"{self.best}coordinate_r_o")
         strategies = torch.stack([self.ideals[key][:, -1] for key in self.STRATEGIES.values()])
-        coefficients, residual = mixture_weights(P[:, -1], strategies, self.weights[self.best])
+        coefficients, residual = mixture_weights(last, strategies, self.weights[self.best])
         weights = zip(self.STRATEGIES, coefficients.tolist(), strict=True)
         numbers |= {f"{self.best}weight_{name}": x for name, x in weights}
         numbers[f"{self.best}mixture_residual"] = residual
         return numbers | {self.best + key: values for key, values in self.by_length(P).items()}
+
+    def decompose(self, log_p: torch.Tensor, embedding: str) -> dict[str, float | None]:
+        """What a model's distance from the ideal predictors is made of, in nats, by its log-probabilities log_p of the
+        next draw after every context under K draws of the embeddings E, [K, m^C, m].
+
+        With Pbar the geometric mean of P_E over E and Z the sum by which it is normalized, KL(A || P_E) has the mean
+        KL(A || Pbar) - log Z for every A: -log Z is embedding noise. The same for Pbar over the orders of a context's
+        draws, which do not matter to any ideal A, gives order noise. What is left is bias, and the mean KL(A || P_E) is
+
+            bias to A + order noise + embedding noise.
+
+        As the noise is the same for R and O, the coordinate has none. K draws leave out about 1 / K of the embedding
+        noise: it is found in the order noise, or in the bias where a context has only one order. permutation needs one
+        code: the answer under another one is the renamed answer to the renamed context. fixed has no embedding noise.
+        """
+        mean = log_p.mean(0)
+        if embedding == "permutation":
+            n, m = mean.shape
+            draws = torch.cat([self.exact.repeat_interleave(m, 0), torch.arange(m).repeat(n)[:, None]], 1)
+            first = (draws[:, :, None] == draws[:, None]).byte().argmax(2)  # where a color came first, not which it is
+            mean = group_mean(mean.view(-1, 1), first).view(n, m)
+        by_counts = group_mean(mean.log_softmax(1), self.exact.sort(1).values)
+        others = len(self.contexts) - len(self.exact)
+        weights, P = self.weights["exact_"][others:], F.pad(by_counts.softmax(1), (0, 0, others, 0))
+        scores = self.scores(P, "exact_")
+        return {
+            "exact_embedding_noise": 0.0 if embedding == "fixed" else -(weights @ mean.logsumexp(1)).item(),
+            "exact_order_noise": -(weights @ by_counts.logsumexp(1)).item(),
+            **{f"exact_bias_to_{name}": scores[f"kl_to_{name}"] for name in self.ideals},
+            "bias_coordinate_r_o": scores["coordinate_r_o"],
+        }
 
 
 # ==== Training ========================================================================================================
@@ -426,8 +510,8 @@ def next_draw_loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 class UrnTrajectory(Trajectory):
     """One model of D urns and one seed.
 
-    Neither the data nor the constant learning rate depends on N, so the state after N updates is the model trained for
-    N steps: one trajectory serves every N.
+    The data do not depend on N. Where the learning rate does not either (schedule constant), the state after N updates
+    is the model trained for N steps, and one trajectory serves every N; else every N is trained on its own.
     """
 
     n_tasks: int
@@ -436,8 +520,13 @@ class UrnTrajectory(Trajectory):
 
     def learning_rate(self, update: int, updates: int) -> float:
         """Rate of update `update` (from 0) for all parameters. A schedule has the length `updates`: max(config.steps)
-        would be that of another model."""
-        return self.config.lr
+        would be that of another model. Warm-up ends at the full rate, from which the updates after it decay."""
+        warmup = self.config.warmup
+        if update < warmup:
+            return self.config.lr * (update + 1) / warmup
+        done = (update - warmup) / (updates - warmup)
+        decay = {"constant": 1, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+        return self.config.lr * decay[self.config.schedule]
 
     def loss(self, model: Model, tokens: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, dict]:
         """The objective, and what train_loss reports: another objective leaves the latter as it is."""
@@ -466,18 +555,33 @@ class UrnTrajectory(Trajectory):
 
     # ---- What is measured --------------------------------------------------------------------------------------------
 
-    def observe(self, model: Model, update: int) -> torch.Tensor:
-        """Next-draw distributions [n, C, m] float64 after each draw of the test bed, each context with own codes."""
+    def observe(self, model: Model, update: int) -> dict[str, torch.Tensor]:
+        """P: next-draw distributions [n, C, m] float64 after each draw of the test bed, each context with own codes.
+        After the last update, if contexts are enumerated, also log_p: log-probabilities [K, m^C, m] after all draws,
+        under the codes of P (fixed), those and others (gaussian) or the code 0, 1, .. (permutation)."""
         device = next(model.parameters()).device
-        codes, predictions = self.stream("evaluation embeddings", device=device), []
-        for contexts in self.data.contexts.split(EVAL_BATCH[device.type]):
-            logits = model(contexts.to(device), draw_codes(self.config, len(contexts), codes))
-            predictions.append(logits.cpu().double().softmax(-1))
-        return torch.cat(predictions)
+        codes, exact = self.stream("evaluation embeddings", device=device), self.data.exact
 
-    def measure(self, observed: torch.Tensor, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
+        def logits(contexts, config=self.config):
+            batches = contexts.split(EVAL_BATCH[device.type])
+            return torch.cat([model(x.to(device), draw_codes(config, len(x), codes)).cpu().double() for x in batches])
+
+        first = logits(self.data.contexts)
+        if update < self.updates or not len(exact):
+            return {"P": first.softmax(-1)}
+        draws = [first[-len(exact) :, -1]]
+        if self.config.embedding == "gaussian":
+            draws += [logits(exact)[:, -1] for _ in range(TestBed.EMBEDDING_DRAWS - 1)]
+        if self.config.embedding == "permutation":
+            draws = [logits(exact, replace(self.config, embedding="fixed"))[:, -1]]
+        return {"P": first.softmax(-1), "log_p": torch.stack(draws).log_softmax(-1)}
+
+    def measure(self, observed: dict, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
         """Every number of a model with these predictions, and the mean training loss of the last 100 steps."""
-        return {"loss": math.fsum(recent["loss"]) / len(recent["loss"]), **self.data.measure(observed)}
+        numbers = {"loss": math.fsum(recent["loss"]) / len(recent["loss"]), **self.data.measure(observed["P"])}
+        if "log_p" in observed:
+            numbers |= self.data.decompose(observed["log_p"], self.config.embedding)
+        return numbers
 
     # ---- What is reported --------------------------------------------------------------------------------------------
 
@@ -488,7 +592,9 @@ class UrnTrajectory(Trajectory):
         return place | numbers | {"reference": self.data.reference}
 
     def extras(self, points: list[dict]) -> dict:
-        return {"n_tasks": self.n_tasks, "n_steps": list(self.cells), "urns": self.data.urns.tolist()}
+        urns = self.data.urns
+        told = {"n_tasks": self.n_tasks, "n_steps": list(self.cells), "urns": urns.tolist()}
+        return told | {"best_counting_a": best_counting_a(urns, self.config.seq_len - 1)}
 
 
 def plan(config: Config) -> list[UrnTrajectory]:
@@ -514,12 +620,14 @@ def plan(config: Config) -> list[UrnTrajectory]:
 def headlines(config: Config) -> tuple[str, ...]:
     """The numbers of a cell that final_info.json has: the exact one only where contexts can be enumerated."""
     exact = ("exact_relative_divergence",) if config.n_colors ** (config.seq_len - 1) <= TestBed.EXACT_LIMIT else ()
-    return ("kl_to_g", "kl_to_m", "relative_divergence", "relative_divergence_posterior_mean", *exact, "train_loss")
+    sampled = ("kl_to_g", "kl_to_m", "relative_divergence", "relative_divergence_posterior_mean")
+    return (*sampled, *exact, "coordinate_r_o", "train_loss")
 
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
 YARDSTICK = (sample_urns, sample_sequences, color_counts, counting_predictor, posterior_mean_predictor)
-YARDSTICK += (bayes_over_urns, memorizing_predictor, orbit_memorizing_predictor, kl_divergence, relative_divergence)
+YARDSTICK += (bayes_over_urns, memorizing_predictor, orbit_memorizing_predictor)
+YARDSTICK += (best_counting_a, best_counting_predictor, kl_divergence, relative_divergence, coordinate, group_mean)
 YARDSTICK += (mixture_weights, TestBed, next_draw_loss)
 YARDSTICK += (UrnTrajectory.observe, UrnTrajectory.measure, UrnTrajectory.cell)
 
