@@ -367,9 +367,10 @@ def faults_name(group: list[Progress], method: Callable | None = None, n: int | 
             error.add_note(f"{where}: {method.__qualname__}(), or what it returned")
         if group and not any(note.startswith("in cell") for note in getattr(error, "__notes__", [])):
             cells = []
-            for t, step in ((progress.trajectory, progress.step) for progress in group[:4]):
-                following = min((cell for cell in t.cells if cell > step), default=t.updates)
-                cells.append(f"{t.cells[n or following]} (seed {t.seed})")
+            for progress in group[:4]:
+                t = progress.trajectory
+                left = [cell for cell in t.cells if cell >= progress.step and t.cells[cell] not in progress.cells]
+                cells.append(f"{t.cells[n or min(left, default=t.updates)]} (seed {t.seed})")
             error.add_note(f"in cell {', '.join(cells)}, after step {group[0].step}")
         raise
 
