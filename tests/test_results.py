@@ -124,7 +124,9 @@ def test_the_yardstick_is_what_the_readme_names_and_its_hash_is_of_their_source(
     text = (ROOT / "README.md").read_text()
     paragraph = text[text.index("**The yardstick**") :].split("`all_results.json`")[0]
     assert re.findall(r"`([\w.]+)`", paragraph) == [part.__qualname__ for part in experiment.YARDSTICK]
-    source = "".join(map(inspect.getsource, (*experiment.YARDSTICK, *harness.YARDSTICK_HERE))).encode()
+    parts = (*experiment.YARDSTICK, *harness.YARDSTICK_HERE)
+    assert all(harness.definition(part).startswith(inspect.getsource(part)) for part in parts)
+    source = "".join(map(harness.definition, parts)).encode()
     files = {"script": "experiment.py", "harness": "harness.py"}
     wanted = {"yardstick": source} | {name: (ROOT / file).read_bytes() for name, file in files.items()}
     now = harness.environment(experiment.STUDY, CPU)
