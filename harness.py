@@ -419,21 +419,32 @@ def clip_by_member(params: list[torch.Tensor], max_norm: float) -> None:
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
+def seed_all(generators: list, seed: int) -> None:
+    """Seed generators of torch, NumPy and Python, and the modules that have one of their own."""
+    for generator in generators:
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(seed).state
+        else:
+            generator.manual_seed(seed) if isinstance(generator, torch.Generator) else generator.seed(seed % 2**32)
+
+
 def savable(value, names: dict[int, str]) -> bool:
-    """Whether a checkpoint holds it: numbers, text and tensors but for parameters, and lists and dicts of them."""
+    """Whether a checkpoint holds it: numbers, text, tensors that are not the model's, and lists and dicts of them."""
     if type(value) is dict:
         return all(type(key) in (str, int) and savable(inner, names) for key, inner in value.items())
     if type(value) in (list, tuple):
         return all(savable(inner, names) for inner in value)
-    return type(value) in (int, float, complex, bool, str, type(None), torch.Tensor) and id(value) not in names
+    tensor = isinstance(value, torch.Tensor) and id(value) not in names
+    return tensor or type(value) in (int, float, complex, bool, str, type(None))
 
 
 def holdings(value, names: dict[int, str], path: tuple = (), seen: dict | None = None) -> Iterator[tuple]:
-    """What models and optimizers hold beside parameters (names: theirs by id) and buffers: (path, value, whether it has
-    parts, which come before it). What is savable is one part; else it looks into objects, dicts, lists and closures.
-    In a path (name,) is a parameter as a key, (i,) the i-th key of a dict."""
+    """What models and optimizers hold beside what `names` has by id, parameters and buffers: (path, value, whether it
+    has parts, which come before it). What is savable is one part; else it looks into objects, dicts, lists and
+    closures. In a path (name,) is a parameter as a key, (i,) the i-th key of a dict."""
     seen = {} if seen is None else seen
-    if id(value) in seen or id(value) in names or isinstance(value, type | ModuleType | Trajectory):
+    own = isinstance(value, torch.Tensor) and id(value) in names
+    if id(value) in seen or id(value) in names and not own or isinstance(value, type | ModuleType | Trajectory):
         return
     parts = []
     if not savable(value, names):
@@ -441,17 +452,22 @@ def holdings(value, names: dict[int, str], path: tuple = (), seen: dict | None =
         if isinstance(value, dict | list | tuple):
             parts = list(value.items() if isinstance(value, dict) else enumerate(value))
         elif not isinstance(value, GENERATORS):
-            keys = [*getattr(value, "__dict__", ()), "__self__", "__closure__", "cell_contents"]
-            others = ("_parameters", "_buffers") if isinstance(value, nn.Module) else ()
+            keys = [
+                key for kind in type(value).__mro__ for key in kind.__dict__.get("__slots__", ()) if key[:2] != "__"
+            ]
+            keys += [*getattr(value, "__dict__", ()), "__self__", "__closure__", "cell_contents"]
+            keys += ["func", "args", "keywords"] * isinstance(value, partial)
+            keys += ["requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks"] * own
             with contextlib.suppress(ValueError):  # a closure's variable that has no value
-                parts = [(key, getattr(value, key)) for key in keys if key not in others and hasattr(value, key)]
+                parts = [(key, getattr(value, key)) for key in keys if hasattr(value, key)]
     for place, (key, part) in enumerate(parts):
         if not isinstance(key, str | int) or isinstance(
             value, OrderedDict
         ):  # hooks have other numbers in every process
             key = (names.get(id(key), place),)
         yield from holdings(part, names, (*path, key), seen)
-    yield path, value, bool(parts)
+    if not own:
+        yield path, value, bool(parts)
 
 
 def dotted(path: tuple) -> str:
@@ -462,6 +478,8 @@ def dotted(path: tuple) -> str:
 def digest(value, has_parts: bool) -> bytes:
     """Tells whether a value is another one than before; its parts tell the rest."""
     if not has_parts and not isinstance(value, GENERATORS):  # these are seeded before every update
+        if inspect.isgenerator(value):
+            return os.urandom(8)  # where it stands cannot be told
         with contextlib.suppress(Exception):
             return hashlib.sha256(pickle.dumps(value)).digest()
     return repr(id(value)).encode()
@@ -482,7 +500,8 @@ class Ensemble:
         models = []
         for progress in group:
             with faults_name([progress]), torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(progress.trajectory.stream("initial weights").initial_seed())
+                seed = progress.trajectory.stream("initial weights").initial_seed()
+                seed_all([torch.default_generator, np.random, random], seed)
                 models.append(progress.trajectory.model().to(device))
         self.model = models[0]  # stacked: the plain model that members are put into
         self.objective = Objective(self.first, self.model)
@@ -493,6 +512,7 @@ class Ensemble:
         with faults_name([], self.first.optimizer):
             self.optimizer = self.first.optimizer(self.params, self.peak)
             self.names = {id(p): name for name, p in (*self.model.named_parameters(), *self.params.items())}
+            self.names |= {id(own): "" for m in self.model.modules() for own in (m._parameters, m._buffers)}
             held = list(self.holdings())
             self.optimizers = [value for _, value, _ in held if isinstance(value, Optimizer)]
             self.options = list({id(o): o for kept in self.optimizers for o in kept.param_groups}.values())
@@ -602,14 +622,9 @@ class Ensemble:
 
     def seed(self, purpose: int) -> None:
         """Seed all that models draw from by themselves (dropout), for the update of this number or what else it is."""
-        seed = (self.own_draws + purpose) % 2**63
-        for generator in self.generators:
-            if isinstance(generator, np.random.Generator):
-                generator.bit_generator.state = type(generator.bit_generator)(seed).state
-            else:
-                generator.manual_seed(seed) if isinstance(generator, torch.Generator) else generator.seed(seed % 2**32)
+        seed_all(self.generators, (self.own_draws + purpose) % 2**63)
         if self.device.type == "mps":
-            torch.mps.manual_seed(seed)
+            torch.mps.manual_seed((self.own_draws + purpose) % 2**63)
 
     def make(self, lr: float) -> None:
         """Make one update at this rate."""
@@ -684,7 +699,7 @@ class Ensemble:
                 continue
             if savable(value, self.names):
                 changed[path] = value
-            elif not isinstance(value, dict | list | tuple) or path not in self.start and type(value) is not dict:
+            elif not isinstance(value, dict | list) or path not in self.start and type(value) is not dict:
                 known = "numbers, text, tensors, and lists and dicts of them"
                 raise ValueError(f"{dotted(path)} changes in training: checkpoints hold {known}, not {value!r:.80}")
         others = {name: buffer for name, buffer in buffers.items() if name not in lasting}
@@ -715,17 +730,25 @@ class Ensemble:
         """Continue where the checkpoints of all members, of the same step, stopped."""
 
         def merged(there, values: list):
-            """The members' values as one, in the tensors that are there."""
-            first, own = values[0], isinstance(there, torch.Tensor)
+            """The members' values as one, in the tensors, lists and dicts that are there: others may hold them too."""
+            first, new = values[0], None
+            if isinstance(first, torch.Tensor):
+                own = isinstance(there, torch.Tensor)
+                value = torch.stack(values) if self.stacked and own and there.ndim else first
+                alike = own and (there.shape, there.dtype) == (value.shape, value.dtype)
+                return there.copy_(value) if alike else value.to(self.device, copy=True)
             if isinstance(first, dict):
-                keys = there if isinstance(there, dict) else {}
-                return {key: merged(keys.get(key), [value[key] for value in values]) for key in first}
-            if isinstance(first, list | tuple):
-                return type(first)(merged(None, inner) for inner in zip(*values, strict=True))
-            if not isinstance(first, torch.Tensor):
-                return first
-            value = torch.stack(values) if self.stacked and own and there.ndim else first
-            return there.copy_(value) if own and there.shape == value.shape else value.to(self.device, copy=True)
+                known = there if isinstance(there, dict) else {}
+                new = {key: merged(known.get(key), [value[key] for value in values]) for key in first}
+            elif isinstance(first, list | tuple):
+                known = [*there][: len(first)] if isinstance(there, list | tuple) else []
+                pairs = itertools.zip_longest(known, zip(*values, strict=True))
+                new = type(first)(merged(*pair) for pair in pairs)
+            if type(there) is not type(new) or not isinstance(new, dict | list):
+                return first if new is None else new
+            there.clear()
+            there.update(new) if isinstance(new, dict) else there.extend(new)
+            return there
 
         def place(holder, values: list, key, *rest):
             """Put the members' values where this path leads from the holder; dicts on it may be new."""
@@ -746,17 +769,47 @@ class Ensemble:
                 p.grad = torch.zeros_like(p)
             self.optimizer.step()
         saved, held = [progress.state for progress in self.group], self.held()
-        for kind in ("weights", "buffers"):
-            merged(held[kind], [state[kind] for state in saved])
         for path in saved[0]["changed"]:
             roots = {"model": self.model, "optimizer": self.optimizer}
             place(roots, [state["changed"][path] for state in saved], *path)
+        for kind in ("weights", "buffers"):  # last, for an attribute may share memory with one of them
+            for name, value in merged({**held[kind]}, [state[kind] for state in saved]).items():
+                if value is not held[kind].get(name):  # made in training, or of another shape then
+                    owner, _, last = name.rpartition(".")
+                    self.model.get_submodule(owner)._buffers[last] = value
         self.step = self.group[0].step
 
 
+def tensors_of(parts: dict) -> dict[str, torch.Tensor]:
+    """The tensors in a member's state, or in other dicts and lists, by name and in float64."""
+    parts = parts | {"changed": {dotted(path): value for path, value in parts.get("changed", {}).items()}}
+    tensors = ((name, x) for name, x in leaves(parts) if isinstance(x, torch.Tensor))
+    return {name: (torch.view_as_real(x) if x.is_complex() else x).cpu().double() for name, x in tensors}
+
+
+def check_continuation(trajectory: Trajectory, device: torch.device) -> None:
+    """ValueError with the name of what a checkpoint does not bring back: of two copies of the model that make three
+    updates one is continued after the first, and is as the other, to the bit on a CPU."""
+    whole, part = Ensemble([Progress(trajectory)], device), Progress(trajectory)
+    whole.load(0)
+    whole.make(whole.peak)
+    part.step, part.state = 1, torch.load(io.BytesIO(serialized(whole.states()[0])), weights_only=True)
+    continued = Ensemble([part], device)
+    continued.restore()
+    continued.load(0)
+    continued.cursor.fill_(1)
+    for ensemble in 2 * [whole, continued]:
+        ensemble.make(ensemble.peak)
+    wanted, found = (tensors_of(ensemble.states()[0]) for ensemble in (whole, continued))
+    for name in wanted.keys() & found.keys():
+        size = wanted[name].nan_to_num(0.0, 0.0, 0.0).norm()
+        if not less(found[name], wanted[name]).norm() <= (0 if device.type == "cpu" else 1e-3) * size:
+            raise ValueError(f"a checkpoint does not hold all that {name} depends on: continued, it is another one")
+
+
 def less(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a - b, and 0 where they are equal: also for infinity, as in a mask."""
-    return torch.where(a == b, 0.0, a - b)
+    """a - b, and 0 where both are the same: also for infinity, as in a mask."""
+    return torch.where((a == b) | a.isnan() & b.isnan(), 0.0, a - b)
 
 
 def trial(group: list[Progress], device: torch.device, rung: str, training=True, nudge=0.0) -> list[dict]:
@@ -779,16 +832,8 @@ def trial(group: list[Progress], device: torch.device, rung: str, training=True,
         if p.is_floating_point() or p.is_complex():
             p.data.mul_(1 + nudge * (2 * torch.rand(p.shape, generator=generator).to(p) - 1))
 
-    def numbers(parts: dict) -> dict[str, torch.Tensor]:
-        tensors = ((name, x) for name, x in leaves(parts) if isinstance(x, torch.Tensor))
-        return {name: (torch.view_as_real(x) if x.is_complex() else x).cpu().double() for name, x in tensors}
-
-    def state(member: int) -> dict[str, torch.Tensor]:
-        held = ensemble.states()[member]
-        return numbers(held | {"changed": {dotted(path): value for path, value in held["changed"].items()}})
-
     ends = sorted({0, len(group) - 1})
-    starts = [state(member) for member in ends]
+    starts = [tensors_of(ensemble.states()[member]) for member in ends]
     for update in range(8):
         ensemble.load(ensemble.step // CHUNK)
         ensemble.cursor.fill_(ensemble.step % CHUNK)
@@ -797,9 +842,10 @@ def trial(group: list[Progress], device: torch.device, rung: str, training=True,
     for member, start in zip(ends, starts, strict=True):
         grads = {name: p.grad for name, p in ensemble.params.items() if p.grad is not None}
         grads = {name: grad[member] if ensemble.stacked else grad for name, grad in grads.items()}
-        changes = {name: less(end, start.get(name, torch.zeros(()))) for name, end in state(member).items()}
+        state = tensors_of(ensemble.states()[member])
+        changes = {name: less(end, start.get(name, torch.zeros(()))) for name, end in state.items()}
         told = {"reported": ensemble.reported[:, member], "observed": ensemble.observe(member)}
-        found.append(numbers({"gradients": grads} | told) | changes)
+        found.append(tensors_of({"gradients": grads} | told) | changes)
     return found
 
 
@@ -905,6 +951,8 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung
     threads = ThreadPoolExecutor(min(len(group), cpu_count()), initializer=prepare_thread, initargs=(device,))
     with faults_name(group), threads:
         list(threads.map(lambda progress: progress.trajectory.data, group))
+        if not group[0].step:
+            check_continuation(first, device)
         ensemble = Ensemble(group, device, rung)
         if group[0].step:
             ensemble.restore()
