@@ -48,7 +48,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 SOURCES: dict[str, bytes] = {}
-STARTED: set[str] = set()  # scripts whose study has been made
+STARTED: dict[str, type] = {}  # scripts whose study has been made, with its Config
 
 
 def source_of(file: str) -> bytes:
@@ -212,9 +212,9 @@ class Study:
     presets: dict[str, dict] | None = None  # by the value of Config's field `preset`: fields, below explicit flags
 
     def __post_init__(self):
-        if str(self.path) in STARTED:  # a notebook has loaded it again
+        if STARTED.setdefault(str(self.path), self.Config) is not self.Config:  # a notebook has loaded it again
+            STARTED[str(self.path)] = self.Config
             SOURCES.pop(str(self.path), None)
-        STARTED.add(str(self.path))
         source_of(str(self.path))
 
     @property
@@ -256,12 +256,13 @@ def leaves(value, name: str = "") -> Iterator[tuple[str, object]]:
 
 def plain(numbers: dict) -> dict:
     """As plain JSON types, NaN and infinity included. TypeError with the key of what cannot be stored."""
-    for key, value in numbers.items():
+    names = []
+    for key, value in leaves(numbers):
+        names.append(key)
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{key} must be numbers, text or None, is {value!r:.100}: {error}") from None
-    names = [name for name, _ in leaves(numbers)]
     for name in names if len(set(names)) < len(names) else ():
         if names.count(name) > 1:
             raise TypeError(f"{name} must be one number: two have this name")
@@ -306,16 +307,16 @@ class Progress:
     def done(self) -> bool:
         return len(self.cells) == len(self.trajectory.cells)
 
-    def not_finite(self, step: int) -> NotFiniteError:
-        return NotFiniteError(f"the loss is not finite at {self.trajectory.name}, step={step}")
+    def not_finite(self, step: int, what: str = "the loss") -> NotFiniteError:
+        return NotFiniteError(f"{what} is not finite at {self.trajectory.name}, step={step}")
 
     def measure(self, observed) -> None:
         """Add a point, and the cells that it completes. What results cannot hold fails here, not after hours."""
         trajectory = self.trajectory
         with faults_name([self], trajectory.observe):
-            tensors = observed.values() if isinstance(observed, dict) else [observed]
-            if any(values.isnan().any() for values in tensors):
-                raise self.not_finite(self.step)
+            for name, values in observed.items() if isinstance(observed, dict) else [("", observed)]:
+                if values.isnan().any():
+                    raise self.not_finite(self.step, f"what is observed ({name})" if name else "what is observed")
         with faults_name([self], trajectory.measure):
             recent = {name: list(values) for name, values in self.recent.items()}
             numbers = trajectory.measure(observed, self.step, recent, self.points)
@@ -347,7 +348,8 @@ class Progress:
         """Whether it is the other one, with perhaps more cells: every setting is the same and so are its updates."""
         new, old = self.trajectory, other.trajectory
         free = {"config", "cells", "measured"}
-        same = all(getattr(new, f.name) == getattr(old, f.name) for f in fields(new) if f.name not in free)
+        settings = [(getattr(new, f.name), getattr(old, f.name)) for f in fields(new) if f.name not in free]
+        same = all(digest(one, False) == digest(other, False) or one == other for one, other in settings)
         rates = self.rates[: old.updates] == other.rates and max(self.rates, default=0) == max(other.rates, default=0)
         return same and rates and old.cells.items() <= new.cells.items()
 
@@ -634,11 +636,11 @@ class Ensemble:
         watch = register_optimizer_step_post_hook(lambda optimizer, *_: stepped.append(optimizer))
         with faults_name([], self.first.loss), watch:
             self.replay() if self.captured else self.update()
+            for kind in (type(optimizer).__name__ for optimizer in stepped if optimizer not in self.optimizers):
+                raise ValueError(f"optimizer() must keep the {kind} that makes steps too in what it returns")
             if not self.checked:
                 self.checked = True
                 self.held()
-                for kind in (type(optimizer).__name__ for optimizer in stepped if optimizer not in self.optimizers):
-                    raise ValueError(f"optimizer() must keep the {kind} that makes steps too in what it returns")
         self.step += 1
 
     def advance(self, n: int, stop) -> tuple[list[float], list[dict[str, list[float]]]]:
@@ -657,8 +659,11 @@ class Ensemble:
             return [], [{} for _ in self.group]
         reported = self.reported[start : start + self.step - first].cpu()  # [n, E, 1 + reports]
         for member, progress in enumerate(self.group):  # one that has ended early may do what it likes
-            if not progress.done and not (finite := reported[:, member].isfinite().all(1)).all():
-                raise progress.not_finite(first + finite.int().argmin().item() + 1)
+            finite = reported[:, member].isfinite()
+            if not progress.done and not finite.all():
+                update = finite.all(1).int().argmin().item()
+                which = finite[update].int().argmin().item()
+                raise progress.not_finite(first + update + 1, self.reports[which - 1] if which else "the loss")
         rates = [float(options["lr"]) for options in self.options]
         if not np.allclose(rates, [self.lr * scale for scale in self.scales], rtol=1e-6, atol=1e-30):  # float32 tensors
             raise RuntimeError("a schedule belongs in learning_rate(): elsewhere nothing notices what depends on it")
@@ -1024,8 +1029,10 @@ def plan_groups(plan: list[Progress], device: torch.device, rung: str = "capture
         alike.setdefault((same, tuple(progress.rates)), []).append(progress)
     groups = []
     for group in alike.values():
-        kinds = {type(optimizer) for optimizer in Ensemble(group[:1], torch.device("cpu")).optimizers}
-        stacks = kinds <= ELEMENTWISE
+        alone = Ensemble(group[:1], torch.device("cpu"))
+        kinds = {type(optimizer) for optimizer in (alone.optimizer, *alone.optimizers)}
+        hooks = [o for o in alone.optimizers if o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks]
+        stacks = kinds <= ELEMENTWISE and not hooks
         size = 1 if len(group) == 1 or not stacks else members_that_fit(group, device)
         if size < len(group):
             print(f"{len(group)} models of one shape train in groups of {size}", flush=True)
@@ -1052,10 +1059,10 @@ def pick_device(config) -> torch.device:
     require(config, "device", there[name], "a device that this machine has; auto picks one")
     if name != "cuda":
         return torch.device(name)
-    return torch.device("cuda", torchrun("LOCAL_RANK", 0) % torch.cuda.device_count())
+    return torch.device("cuda", from_torchrun("LOCAL_RANK", 0) % torch.cuda.device_count())
 
 
-def torchrun(name: str, otherwise: int) -> int:
+def from_torchrun(name: str, otherwise: int) -> int:
     """A number that torchrun tells its processes. UserError if the variable holds none."""
     told = os.environ.get(name, "").strip() or str(otherwise)
     if not told.isdecimal():
@@ -1066,7 +1073,7 @@ def torchrun(name: str, otherwise: int) -> int:
 def cpu_count() -> int:
     """Cores that this process may use; under torchrun its share of them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // max(1, torchrun("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores // max(1, from_torchrun("LOCAL_WORLD_SIZE", 1)))
 
 
 class Bar(tqdm):
@@ -1295,7 +1302,12 @@ def environment(study: Study, device: torch.device) -> dict[str, str]:
 class RunDirectory:
     """The folder of a run. While it trains: a fingerprint and a checkpoint per trajectory. At the end: the results."""
 
-    OWN = ("script_sha256", "harness_sha256", "device")  # what tells a run besides its configuration
+    OWN = (
+        "script_sha256",
+        "harness_sha256",
+        "yardstick_sha256",
+        "device",
+    )  # what tells a run besides its configuration
     RESULTS = ("all_results.json", "cells.csv", "final_info.json")  # in this order: who sees the last one sees all
 
     def __init__(self, path: Path, study: Study, config, device: torch.device, overwrite: bool = False):
@@ -1307,7 +1319,7 @@ class RunDirectory:
         self.environment = environment(study, device)
         own = {"config": asdict(config)} | {key: self.environment[key] for key in self.OWN}
         self.fingerprint = json.loads(strict_json(own))
-        self.found = {}  # what all_results.json has had of this run, or of a part of it
+        self.found, self.earlier = {}, []  # what all_results.json has had of this run, or of a part of it
 
     @property
     def again(self) -> str:
@@ -1331,7 +1343,7 @@ class RunDirectory:
     def changed(self, found: dict) -> str:
         """What differs between the run in the folder and this one. A field that the older run does not have means its
         default."""
-        defaults, hashes = json.loads(strict_json(asdict(self.study.Config()))), self.OWN[:2]
+        defaults, hashes = json.loads(strict_json(asdict(self.study.Config()))), self.OWN[:3]
         told = (found, self.fingerprint)
         was, now = (defaults | run["config"] | {key: run.get(key) for key in hashes} for run in told)
         if was == now:  # of the same configuration, "auto" has picked another device
@@ -1345,9 +1357,11 @@ class RunDirectory:
         try:
             if any(results["environment"][key] != self.environment[key] for key in self.OWN):
                 return False
-            same = results["config"] == self.fingerprint["config"]
-            lists = {key: tuple(value) for key, value in results["config"].items() if isinstance(value, list)}
-            config = self.config if same else self.study.Config(**results["config"] | lists)
+            now = self.fingerprint["config"]
+            same = results["config"] == now
+            was = {key: tuple(value) if isinstance(value, list) else value for key, value in results["config"].items()}
+            alike = {key: getattr(self.config, key) for key in was if results["config"][key] == now[key]}
+            config = self.config if same else self.study.Config(**was | alike)  # JSON has no infinity
             was, cells = planned(self.study, config), {(cell["cell"], cell["seed"]): cell for cell in results["cells"]}
             for progress, told in zip(was, results["trajectories"], strict=True):
                 t, curves = progress.trajectory, told["curves"]
@@ -1359,23 +1373,26 @@ class RunDirectory:
                 progress.step, progress.rungs = progress.points[-1]["step"], progress.extras.pop("rungs")
             final_info = json.loads(self.contents(was, results["timing"])["final_info.json"])
             summary(final_info, results["timing"])  # fails here if it is not what a run writes
-            if cells or sum(len(p.cells) for p in was) < len(results["cells"]):
+            told = read_json(self.path / "final_info.json")
+            parts = [cell.keys() if isinstance(cell, dict) else () for cell in told.values()]
+            whole = told and all({"means", "stderrs", "final_info_dict"} <= {*keys} for keys in parts)
+            if cells or sum(len(p.cells) for p in was) < len(results["cells"]) or whole and told != final_info:
                 return False
             pairs = list(zip(plan, was, strict=True)) if same else self.grown(plan, was, config)
         except Exception:
             return False
         for new, old in pairs:
-            one, other = new.trajectory, old.trajectory
-            if (one.cells, one.measured) == (other.cells, other.measured):  # else it was another model at its end
-                vars(new).update({key: getattr(old, key) for key in Progress.HELD})
-        self.found = results
+            vars(new).update({key: getattr(old, key) for key in Progress.HELD})
+        self.found, self.earlier = results, results.get("earlier_environments", [])
         if all(progress.done for progress in plan):  # what is written again is of the machine that trained it
             self.environment = results["environment"]
+        elif self.environment != results["environment"]:
+            self.earlier = [*self.earlier, results["environment"]]
         return True
 
     def grown(self, plan: list[Progress], was: list[Progress], config) -> list[tuple[Progress, Progress]]:
-        """Pairs of a trajectory that is to be trained and the one that it was in a run of this configuration.
-        ValueError if a field that differs does not add cells alone."""
+        """Pairs of a trajectory that needs no training and what it was in a run of this configuration. ValueError if a
+        field that differs does not add cells alone, or changes what the first or the last of these makes."""
 
         def pairs(plan: list[Progress]) -> list[tuple[Progress, Progress]]:
             found = [(new, old) for old in was for new in plan if new.grows_from(old)]
@@ -1387,10 +1404,25 @@ class RunDirectory:
             value = getattr(self.config, field.name)
             if value != getattr(config, field.name):
                 pairs(planned(self.study, replace(config, **{field.name: value})))
-        both = [trial([Progress(p.trajectory)], torch.device("cpu"), "plain")[0] for p in pairs(plan)[0]]
-        if not all(torch.equal(one, other) for one, other in zip(*(found.values() for found in both), strict=True)):
-            raise ValueError("what its methods read off the configuration is not the same")
-        return pairs(plan)
+        kept = []
+        for new, old in pairs(plan):
+            one, other = new.trajectory, old.trajectory
+            if (one.cells, one.measured) == (other.cells, other.measured):  # else it was another model at its end
+                kept.append((new, old))
+        for new, old in dict.fromkeys([*kept[:1], *kept[-1:]]):
+            again, last = Progress(new.trajectory), max(0, new.trajectory.updates - 1) // CHUNK * CHUNK
+            for n in new.trajectory.cells:
+                again.points = [point for point in old.points if point["step"] <= n]
+                again.reach({n})
+            told = ({"cells": progress.cells, "extras": progress.extras} for progress in (again, old))
+            made = [
+                trial([Progress(t)], torch.device("cpu"), "plain")[0] | t.batches(last, CHUNK, torch.device("cpu"))
+                for t in (new.trajectory, old.trajectory)
+            ]
+            tensors = zip(*(found.values() for found in made), strict=True)
+            if len({*map(strict_json, told)}) > 1 or not all(torch.equal(*two) for two in tensors):
+                raise ValueError("what its methods read off the configuration is not the same")
+        return kept
 
     def open(self, plan: list[Progress], restarted: bool) -> None:
         """Lock the folder for this process and recall what it has of this run. UserError if it holds another."""
@@ -1408,11 +1440,15 @@ class RunDirectory:
                     if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
                         raise
             if found := None if overwrite else self.holder():
-                whole, running = self.recall(plan), self.marker.exists()
+                whole, running = self.recall(plan), bool(read_json(self.marker))
                 if found != self.fingerprint and (running or not whole):
                     raise UserError(self.refusal(f"holds another run ({self.changed(found)})"))
                 if not whole and not running:
-                    raise UserError(self.refusal("holds a run whose all_results.json is not whole"))
+                    raise UserError(
+                        self.refusal(
+                            "holds a run whose all_results.json is not whole, or disagrees with final_info.json"
+                        )
+                    )
             self.opened = True
             stems = self.stems(plan)
             if overwrite:
@@ -1437,6 +1473,7 @@ class RunDirectory:
         """Release the lock."""
         if self.lock is not None:
             os.close(self.lock)
+            self.lock = None
 
     def abandon(self) -> None:
         """After a failure: a folder of this run in which nothing was saved is free for the next attempt."""
@@ -1503,7 +1540,9 @@ class RunDirectory:
             curves = {key: [point.get(key) for point in progress.points] for key in keys}
             told = {"name": progress.trajectory.name, "seed": progress.trajectory.seed, "rungs": progress.rungs}
             trajectories.append(told | progress.extras | told | {"curves": curves})
-        results = {"config": asdict(self.config), "environment": self.environment, "trajectories": trajectories}
+        results = {"config": asdict(self.config), "environment": self.environment}
+        results |= {"earlier_environments": self.earlier} if self.earlier else {}
+        results |= {"trajectories": trajectories}
         with faults_name([], self.study.headlines):
             headlines = self.study.headlines(self.config)
             final_info = strict_json({name: summarize(name, seeds, headlines) for name, seeds in cells.items()})
@@ -1584,11 +1623,15 @@ def read_word(kind: type, optional: bool, word: str):
     if optional and word.strip().lower() == "none":
         return None
     try:
+        if not word.strip():
+            raise ValueError
         booleans = {"true": True, "1": True, "false": False, "0": False}
         return booleans[word.strip().lower()] if kind is bool else kind(word)
     except (ValueError, KeyError):
         name = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", Path: "a path"}[kind]
-        raise argparse.ArgumentTypeError(f"{word} must be {name}{' or none' * optional}") from None
+        raise argparse.ArgumentTypeError(
+            f"{word.strip() or repr(word)} must be {name}{' or none' * optional}"
+        ) from None
 
 
 def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Namespace]:
@@ -1676,8 +1719,8 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
     prepare_thread(device)  # see train_all
 
     # Under torchrun every rank trains its share of the trajectories; the first one owns the folder.
-    world = torchrun("WORLD_SIZE", 1)
-    rank = torchrun("RANK", 0) if world > 1 else 0  # a variable that was left over makes no rank
+    world = from_torchrun("WORLD_SIZE", 1)
+    rank = from_torchrun("RANK", 0) if world > 1 else 0  # a variable that was left over makes no rank
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     plan = planned(run.study, run.config)  # before anything is written: it may refuse the configuration
     if rank == 0:
@@ -1772,19 +1815,18 @@ class Output:
 
     def __init__(self, stream):
         self.stream = stream  # None if it was closed when Python started
+        self.own = stream is not None and stream in (sys.__stdout__, sys.__stderr__)
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
     def write(self, text: str) -> int:
-        try:
-            encoding = getattr(self.stream, "encoding", None) or "utf-8"
-            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self.stream.flush()
-        except BlockingIOError:  # a reader that is slow
-            pass
-        except OSError:  # no reader, no room, no terminal: Python would fail once more when it ends
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except (ValueError, AttributeError):
-            pass
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            data = text.encode(getattr(self.stream, "encoding", None) or "utf-8", "backslashreplace")
+            while data and self.own:  # past its buffer, which Python would fail to empty when it ends
+                data = data[os.write(self.stream.fileno(), data) :]
+            if data:
+                self.stream.write(data.decode(self.stream.encoding or "utf-8"))
+                self.stream.flush()
         return len(text)
 
     def flush(self) -> None:
@@ -1817,6 +1859,12 @@ def as_found():
         restore.callback(torch.set_rng_state, torch.get_rng_state())
         restore.callback(random.setstate, random.getstate())
         restore.callback(np.random.set_state, np.random.get_state())
+        restore.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        restore.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            restore.callback(torch.set_default_device, torch.get_default_device())
+            torch.set_default_device(None)
         if torch.cuda.is_initialized():
             restore.callback(torch.cuda.set_device, torch.cuda.current_device())
         restore.enter_context(contextlib.redirect_stdout(Output(sys.stdout)))
@@ -1839,7 +1887,7 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
         if not sys.stderr.isatty():
             warnings.simplefilter("ignore")  # loops read only the end of standard error
         try:
-            alone = torchrun("WORLD_SIZE", 1) <= 1  # a rank that waits for others dies of the signal
+            alone = from_torchrun("WORLD_SIZE", 1) <= 1  # a rank that waits for others dies of the signal
             with on_signals(interrupt) if alone else contextlib.nullcontext():
                 config, options = parse_arguments(study, argv)
                 device = pick_device(config)
@@ -1860,7 +1908,7 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
         finally:
             if run:
                 run.close()
-        if run and (alone or torchrun("RANK", 0) == 0):
+        if run and (alone or from_torchrun("RANK", 0) == 0):
             run.abandon()
         return 1
 
@@ -1889,8 +1937,10 @@ def bundle(script: Path) -> str:
 if __name__ == "__main__":
     command_line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command_line.add_argument("command", choices=["bundle"], help="write a study and the harness as one script")
-    command_line.add_argument("script", type=Path, help="the study's experiment.py")
-    command_line.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    command_line.add_argument("script", type=partial(read_word, Path, False), help="the study's experiment.py")
+    command_line.add_argument(
+        "-o", "--output", type=partial(read_word, Path, False), metavar="FILE", help="default: standard output"
+    )
     asked = command_line.parse_args()
     try:
         if asked.output and asked.output.resolve() == asked.script.resolve():

@@ -84,7 +84,7 @@ def others_numbers(ensemble, losses, batch):
 
 
 def others_predictions(ensemble, observe, member):
-    return observe(ensemble, 0) if member else 0.5 * observe(ensemble, 0)
+    return {name: values * (1 if member else 0.5) for name, values in observe(ensemble, 0).items()}
 
 
 def not_a_number(ensemble, losses, batch):

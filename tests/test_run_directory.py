@@ -48,6 +48,7 @@ def sabotage(strike=None, pause=0.0, file_limit=None, no_privileges=False) -> No
     file_limit: no file can grow beyond this many bytes, as on a full disk.
     no_privileges: permissions of files hold for root as well.
     """
+    harness.check_continuation = lambda *_: None  # its updates are not those of the run
     backward = torch.Tensor.backward
 
     def step(loss):
