@@ -30,6 +30,7 @@ def results(seeds=1, shift=0.0) -> dict:
                         "relative_divergence_posterior_mean": r / 2 + i / 100,
                         "kl_to_m": (1 - r) / 10 + i / 100,
                         "kl_to_posterior_mean": 0.02,
+                        "kl_to_orbit": 0.02,
                         "expected_loss": 1.2 + r / 10 + i / 100,
                         "kl_to_posterior_mean_by_length": [0.01, 0.02, 0.03],
                         "kl_to_m_by_length": [0.03, 0.02, 0.01],
