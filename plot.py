@@ -10,7 +10,7 @@ Every figure goes into that folder, also that of a run that is a link, and is th
     heatmap_<run>.png     relative divergence, D x N: 0 (blue) like the generalizer, 1 (red) like the memorizer
     distance_<run>.png    how far the models are from each ideal predictor, and which mixture of them is nearest
     curves_<run>.png      training loss and relative divergence over training steps
-    positions_<run>.png   how far the models are from S, R and M after 1, 2, .. draws
+    positions_<run>.png   how far the models are from S and M after 1, 2, .. draws
 The numbers of answer.png and of the maps are printed as well. Exit status: 1 if nothing could be drawn or a figure not
 be written, 2 if DIR is no folder.
 """
@@ -71,17 +71,19 @@ MAPS = {
     "relative_divergence_posterior_mean": "calibrated: 0 is like S",
 }
 
-# answer.png: the number of a cell that it shows, what it says of the embeddings, and its caption.
+# answer.png: the number of a cell that it shows, and what it says of embeddings, of the ends of its scale and at last.
 ANSWER = "bias_coordinate_r_o"
 EMBEDDINGS = {
     "gaussian": "random vectors,\nnew in every sequence",
     "permutation": "learned vectors,\nshuffled in every sequence",
     "fixed": "learned vectors:\nthe ordinary Transformer",
 }
-CAPTION = """small: a seed, the larger the farther apart R and O are on its urns; large: all seeds, jackknife 95% interval
+ENDS = "R: counts\n(best counting rule)", "O: memorizes up to a renaming\n(Bayes over relabelled urns)"
+CAPTION = """\
+small: a seed, larger where R and O are farther apart on its urns; large: all seeds, with jackknife 95% interval
 ○ neither: farther from R and from O than these are from each other     ▷ off the scale
 ◇ M, Bayes over the urns with their colors, is nearer than R and O: off the line between them
-a seed's urns are nested: the first D of one table"""
+a seed's urns are nested, the first D of one table; where R equals O it is left out"""
 
 
 # ==== Reading =========================================================================================================
@@ -197,9 +199,11 @@ def yardstick_of(results: dict) -> str | None:
 # ==== Counting or memorizing ==========================================================================================
 
 
-def last_cells(results: dict, n_tasks: int) -> list[dict]:
-    """The cells of the last N, if they tell where the models without their noise are between R and O."""
-    return [cell for cell in cells_at(results, n_tasks, grid_of(results)[1][-1]) if ANSWER in cell]
+def coordinates_at(results: dict, n_tasks: int, n_steps: int | None = None, key: str = ANSWER) -> list[dict]:
+    """The cells of all seeds at one place, the last N unless said otherwise, that have a coordinate from R to O, be it
+    None because R equals O."""
+    cells = cells_at(results, n_tasks, n_steps or grid_of(results)[1][-1])
+    return [cell for cell in cells if key in cell and "best_counting" in cell.get("reference", ())]
 
 
 def comparable(runs: dict[str, dict]) -> dict[str, dict]:
@@ -208,7 +212,7 @@ def comparable(runs: dict[str, dict]) -> dict[str, dict]:
     for name, results in runs.items():
         config = {key: value for key, value in results["config"].items() if key not in free}
         same = json.dumps([config, grid_of(results)[1][-1], yardstick_of(results)], sort_keys=True)
-        groups.setdefault(same, {})[name] = max(len(last_cells(results, D)) for D in grid_of(results)[0])
+        groups.setdefault(same, {})[name] = max(len(coordinates_at(results, D)) for D in grid_of(results)[0])
     most = max(groups.values(), key=lambda group: sum(group.values()))
     return {name: runs[name] for name, models in most.items() if models}
 
@@ -230,14 +234,12 @@ def student_quantile(n: int) -> float:
 def pooled_coordinate(cells: list[dict], key: str = ANSWER) -> tuple[float, float, float]:
     """Coordinate of all seeds between R (0) and O (1), and its jackknife 95% interval: NaN with fewer than 3 seeds.
 
-    It is the ratio of the sums over seeds of KL(R || P) - KL(O || P) + KL(O || R) and of KL(R || O) + KL(O || R): seeds
-    on whose urns R and O hardly differ hardly count, and those without a coordinate, as R equals O, not at all. P is
-    the model without its noise (bias_coordinate_r_o) or as it is (coordinate_r_o).
+    Of a cell it is KL(R || P) - KL(O || P) + KL(O || R) over KL(R || O) + KL(O || R); P is the model without its noise
+    (bias_coordinate_r_o) or as it is (coordinate_r_o). Over seeds both are summed: seeds on whose urns R and O hardly
+    differ hardly count, and those on whose urns they are equal, which have no coordinate, not at all.
     """
-    to_r, to_o = (f"{'bias' if key == ANSWER else 'kl'}_to_{name}" for name in ("best_counting", "orbit"))
-    cells = [cell for cell in cells if cell.get(key) is not None]
-    parts = [(exact(cell, to_r) - exact(cell, to_o) + apart(cell)[1], sum(apart(cell))) for cell in cells]
-    parts, n = np.array(parts).reshape(-1, 2), len(parts)
+    seeds = [(cell[key] * sum(apart(cell)), sum(apart(cell))) for cell in cells if cell[key] is not None]
+    parts, n = np.array(seeds).reshape(-1, 2), len(seeds)
     value, half = np.divide(*parts.sum(0)) if n else np.nan, np.nan
     if n >= 3:
         without = np.divide(*(parts.sum(0) - parts).T)  # each seed in turn
@@ -267,9 +269,9 @@ def verdict(cells: list[dict]) -> str:
 def in_words(cells: list[dict], key: str = ANSWER, digits: int = 2) -> str:
     """The pooled coordinate, its interval, and of how many seeds it is."""
     value, *interval = (f"{x:.{digits}f}" for x in pooled_coordinate(cells, key))
-    lost = sum(cell[key] is None for cell in cells)
-    seeds = f"{len(cells)} seed{'s' * (len(cells) > 1)}" + (f", {lost} left out: R equals O" if lost else "")
-    return f"{value} [{', '.join(interval)}], {seeds}" if "nan" not in interval else f"{value}, {seeds}"
+    n, used = len(cells), sum(cell[key] is not None for cell in cells)
+    seeds = f"{n if used == n else f'{used} of {n}'} seed{'s' * (n > 1)}"
+    return f"{value}, {seeds}" if "nan" in interval else f"{value} [{', '.join(interval)}], {seeds}"
 
 
 # ==== Figures =========================================================================================================
@@ -288,7 +290,7 @@ def draw_row(panel: plt.Axes, y: int, cells: list[dict]) -> None:
 
     def mark(x, y, kind, size, color):
         marker = "<" if x < left else ">" if x > right else "D" if kind == "M" else "o"
-        fill = color if kind == "between" else "white"
+        fill, size = color if kind == "between" else "white", max(size, 6 * (marker in "<>"))
         panel.plot(np.clip(x, left, right), y, marker, ms=size, color=color, mfc=fill, clip_on=False, zorder=3)
 
     for end, limit, key in ((0, left, "kl_to_best_counting"), (1, right, "kl_to_orbit")):
@@ -302,40 +304,36 @@ def draw_row(panel: plt.Axes, y: int, cells: list[dict]) -> None:
     color = "black" if kind == "between" else "0.6"
     panel.plot(np.clip(interval, left, right), [y + 0.28] * 2, color=color, lw=2)
     for x in [x for x in interval if not left <= x <= right] + [value]:
-        mark(x, y + 0.28, kind, 9 if x == value else 5, color)
+        mark(x, y + 0.28, kind, 9 * (x == value), color)
     words = verdict(cells) + (f"\n{in_words(cells)}" if kind == "between" else "")
     panel.text(1.02, y, words, va="center", transform=panel.get_yaxis_transform())
 
 
 def draw_answer(runs: dict[str, dict]) -> plt.Figure:
     """Where the models without their noise stand between R (0) and O (1): every seed, and all with their interval."""
-    rows = {name: [D for D in grid_of(results)[0] if last_cells(results, D)] for name, results in runs.items()}
-    titles = {name: title_of(name, results, "embedding") for name, results in runs.items()}
+    rows = {name: [D for D in grid_of(results)[0] if coordinates_at(results, D)] for name, results in runs.items()}
     heights = [len(tasks) for tasks in rows.values()]
     size = (10, 3.4 + 0.62 * sum(heights))
     figure, axes = plt.subplots(
         len(rows), figsize=size, layout="constrained", sharex=True, squeeze=False, height_ratios=heights
     )
-    top = axes[0, 0]
+    top, first, findings = axes[0, 0], next(iter(runs)), {}
     top.set(xlim=(-0.75, 1.75), xticks=(-0.5, 0, 0.5, 1, 1.5))
-    ends = ("R: counts\n(best counting rule)", "O: memorizes up to a renaming\n(Bayes over relabelled urns)")
-    for x, words in enumerate(ends):
+    for x, words in enumerate(ENDS):
         top.text(x, 1.03, words, ha="center", transform=top.get_xaxis_transform())
     for panel, (name, results) in zip(axes[:, 0], runs.items(), strict=True):
         for y, D in enumerate(rows[name]):
-            draw_row(panel, y, last_cells(results, D))
+            draw_row(panel, y, coordinates_at(results, D))
         panel.set_ylim(len(rows[name]) - 0.5, -0.5)
         panel.set_yticks(range(len(rows[name])), [f"D = {D}" for D in rows[name]])
-        words = titles[name].replace(" (", "\n(", 1), EMBEDDINGS.get(results["config"].get("embedding"), "")
-        panel.set_ylabel("\n".join(words), rotation=0, ha="right", va="center")
-    steps = grid_of(results)[1][-1]
-    panel.set_xlabel(f"coordinate from R (0) to O (1) after {steps:,} updates, noise averaged out")
-    first = next(iter(runs))
-    findings = {}
+        title = title_of(name, results, "embedding").replace(" (", "\n(", 1)
+        about = EMBEDDINGS.get(str(results["config"].get("embedding")), "")
+        panel.set_ylabel(f"{title}\n{about}", rotation=0, ha="right", va="center")
+    panel.set_xlabel(f"coordinate from R (0) to O (1) after {grid_of(results)[1][-1]:,} updates, noise averaged out")
     for D in rows[first]:
-        findings.setdefault(verdict(last_cells(runs[first], D)), []).append(str(D))
-    findings = [f"{finding} at D = {' and '.join(tasks)}" for finding, tasks in findings.items()]
-    add_title(figure, titles[first], ", ".join(findings))
+        findings.setdefault(verdict(coordinates_at(runs[first], D)), []).append(str(D))
+    said = [f"{finding} at D = {' and '.join(tasks)}" for finding, tasks in findings.items()]
+    add_title(figure, title_of(first, runs[first], "embedding"), ", ".join(said))
     figure.supxlabel(CAPTION, fontsize=9)
     return figure
 
@@ -392,7 +390,7 @@ def draw_maps(runs: dict[str, dict], titles: dict[str, str], title: str, questio
         if not shared:
             letters = [PREDICTORS[STRATEGIES[strategy]][0][0] for strategy in strategies_of(results)]
             for values, panel in zip(score, next(columns)[0], strict=True):
-                draw_map(panel, values, np.full_like(values, np.nan), rows, letters)
+                draw_map(panel, values, values * np.nan, rows, letters)
                 panel.set(yticks=[], xlabel="in the model's place")
     bar = figure.colorbar(image, ax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.set_label("relative divergence")
@@ -412,10 +410,10 @@ def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
     return draw_maps(runs, titles, "Generalize or memorize", question)
 
 
-def draw_panels(results: dict, title: str, rows: dict, xlabel: str, height: float = 2.5) -> plt.Figure:
+def draw_panels(results: dict, title: str, question: str, rows: dict, xlabel: str) -> plt.Figure:
     """One column of panels per number of urns, one row per {y label: function that draws a panel for D}; one legend."""
     tasks, steps = grid_of(results)
-    size = (max(7.5, 1.2 + max(2.9, 0.45 * len(steps)) * len(tasks)), 1.8 + height * len(rows))
+    size = (max(7.5, 1.2 + max(2.9, 0.45 * len(steps)) * len(tasks)), 1.8 + 2.5 * len(rows))
     figure, axes = plt.subplots(
         len(rows), len(tasks), figsize=size, layout="constrained", sharex="row", sharey="row", squeeze=False
     )
@@ -433,7 +431,7 @@ def draw_panels(results: dict, title: str, rows: dict, xlabel: str, height: floa
     if legend:
         style = {"loc": "outside lower center", "ncols": int(size[0] / 3), "fontsize": 9, "frameon": False}
         figure.legend(legend.values(), legend.keys(), **style)
-    add_title(figure, *title)
+    add_title(figure, title, question)
     return figure
 
 
@@ -489,17 +487,17 @@ def draw_distance(results: dict, title: str) -> plt.Figure:
         panel.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 6))
         label_steps(panel, range(len(steps)), steps)
 
-    letters = ", ".join(PREDICTORS[STRATEGIES[name]][0][0] for name in names)
-    rows = {
-        f"KL to the model (nats, {kind_of(results)})": distances,
-        f"nearest mixture of {letters}\n(above: nats from it to the model;\npale: farther than its parts are apart)": mixtures,
-    }
-    return draw_panels(results, (title, "how far from each ideal predictor?"), rows, "training steps N")
+    mixture = f"nearest mixture of {', '.join(PREDICTORS[STRATEGIES[name]][0][0] for name in names)}"
+    mixture += "\n(above: nats from it to the model;\npale: farther than its parts are apart)"
+    rows = {f"KL to the model (nats, {kind_of(results)})": distances, mixture: mixtures}
+    return draw_panels(results, title, "how far from each ideal predictor?", rows, "training steps N")
 
 
 def draw_curves(results: dict, title: str) -> plt.Figure:
     """Training loss, with what the Bayes-optimal predictors would have, and relative divergence over training steps."""
-    measures = {
+    loss = {"loss": ("training loss (mean of 100 steps)", "#000000", "-")}
+    floors = {"memorizing": "entropy floor: M, Bayes-optimal", "orbit": "O, Bayes-optimal if lex-invariant"}
+    divergence = {
         "relative_divergence": ("0 = G counting", "#D55E00", "--"),
         "relative_divergence_posterior_mean": ("0 = S posterior mean", "#0072B2", "-"),
     }
@@ -513,31 +511,27 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
                 points = [dict(zip(curve["step"], exact(curve, key) or [], strict=False)) for curve in curves]
                 mean, stderr = np.transpose([over_seeds([x[step] for x in points if step in x]) for step in steps])
                 if not np.isnan(mean).all():
-                    kind = "" if key == "loss" else ", exact" if f"exact_{key}" in curves[0] else ", sampled"
+                    kind = "" if lines is loss else ", exact" if f"exact_{key}" in curves[0] else ", sampled"
                     panel.plot(steps, mean, label=label + kind, color=color, ls=line, marker=".")
                     panel.fill_between(steps, mean - stderr, mean + stderr, color=color, alpha=0.25, lw=0)
+        if lines is loss:
+            for name, label in floors.items():
+                _, color, _, line, _ = PREDICTORS[STRATEGIES[name]]
+                panel.axhline(reference(results, D, name, "expected_loss"), color=color, ls=line, lw=1.2, label=label)
+        else:
+            panel.set_ylim(-0.03, 1.03)
         panel.set_xscale("log")
         ticks = sorted({*grid_of(results)[1], *(t["curves"]["step"][0] for t in own if t["curves"]["step"])})
         label_steps(panel, ticks, ticks)
 
-    def loss(panel, D):
-        draw(panel, D, {"loss": ("training loss (mean of 100 steps)", "#000000", "-")})
-        floors = {"memorizing": "entropy floor: M, Bayes-optimal", "orbit": "O, Bayes-optimal if lex-invariant"}
-        for name, label in floors.items():
-            _, color, _, line, _ = PREDICTORS[STRATEGIES[name]]
-            panel.axhline(reference(results, D, name, "expected_loss"), color=color, ls=line, lw=1.2, label=label)
-
-    def divergence(panel, D):
-        draw(panel, D, measures)
-        panel.set_ylim(-0.03, 1.03)
-
     rows = {"loss (nats per draw)": loss, "relative divergence\n(1 = M Bayes over the urns)": divergence}
-    return draw_panels(results, (title, "learning curves"), rows, "training steps N")
+    rows = {label: functools.partial(draw, lines=lines) for label, lines in rows.items()}
+    return draw_panels(results, title, "learning curves", rows, "training steps N")
 
 
 def draw_positions(results: dict, title: str) -> plt.Figure:
-    """KL from S, R and M to the models, after 1, 2, .. draws: where in the sequence the strategy shows."""
-    steps, keys = grid_of(results)[1], [STRATEGIES[name] for name in strategies_of(results) if name != "orbit"]
+    """KL from S and from M to the models, after 1, 2, .. draws: where in the sequence the strategy shows."""
+    steps = grid_of(results)[1]
     shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(steps)))
 
     def draw(panel, D, key):
@@ -550,12 +544,10 @@ def draw_positions(results: dict, title: str) -> plt.Figure:
         panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
         label_nats(panel)
 
-    rows = {
-        f"KL from {PREDICTORS[key][0]}\n(nats, {kind_of(results)})": functools.partial(draw, key=f"{key}_by_length")
-        for key in keys
-    }
+    keys, kind = ("kl_to_posterior_mean", "kl_to_m"), kind_of(results)
+    rows = {f"KL from {PREDICTORS[x][0]}\n(nats, {kind})": functools.partial(draw, key=f"{x}_by_length") for x in keys}
     question = "where in the sequence does the strategy show?"
-    return draw_panels(results, (title, question), rows, "draws in the context")
+    return draw_panels(results, title, question, rows, "draws in the context")
 
 
 # ==== Main ============================================================================================================
@@ -584,7 +576,7 @@ def print_table(runs: dict[str, dict]) -> None:
                 error = "" if np.isnan(stderr[i, j]) else f" ± {stderr[i, j]:.4f}"
                 say(f"{name} D{rows[i]}_N{columns[j]} {key}: {number}{error}")
         for key, D, N in itertools.product(("coordinate_r_o", ANSWER), rows, columns):
-            if cells := [cell for cell in cells_at(results, D, N) if key in cell]:
+            if cells := coordinates_at(results, D, N, key):
                 finding = f": {verdict(cells)}" if key == ANSWER else ""
                 say(f"{name} D{D}_N{N} {key}: {in_words(cells, key, 4)}{finding}")
 
