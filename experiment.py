@@ -268,9 +268,9 @@ def best_counting_a(urns: torch.Tensor, length: int) -> float:
     """The a of least expected KL(M || (n_k + a) / (C + m a)) over contexts of C = length draws from the urns [D, m].
 
     But for a constant that is log(C + m a) - sum_j w_j log(j + a), where w_j is the probability that the next draw has
-    a color that occurs j times in the context. It falls, then rises: its derivative has the sign of the sum over j of
-    -w_j (C - m j) / (j + a), which changes once because C - m j does. The search ends at 1e-9 where no smoothing is
-    best (every urn has a single color) and at 1e9 where a has no limit (all urns are uniform).
+    a color that occurs j times in the context. It falls while the sum over j of w_j (C - m j) / (j + a) is positive,
+    which changes sign once because C - m j does (1 / (j + a) is totally positive). The search is from 1e-9, where it
+    ends if no smoothing is best (every urn has a single color), to 1e9 (the best a is infinite: all urns are uniform).
     """
     urns, j, m = urns.double(), torch.arange(length + 1), urns.shape[1]
     binomial = torch.distributions.Binomial(length, urns[..., None], validate_args=False)  # n_k by urn and color
@@ -436,9 +436,9 @@ class TestBed:
         def symmetrized(p, q):
             return self.mean((kl_divergence(p, q) + kl_divergence(q, p)) / 2, expectation)
 
-        S, R, O, M = (ideals[key] for key in self.STRATEGIES.values())  # noqa: E741
+        S, M, r_and_o = ideals["posterior_mean"], ideals["m"], (ideals["best_counting"], ideals["orbit"])
         r = (symmetrized(P, S) - symmetrized(P, M)) / (symmetrized(S, M) or math.inf)
-        apart = (self.mean(kl_divergence(*pair), expectation) for pair in ((R, O), (O, R)))
+        apart = (self.mean(kl_divergence(*pair), expectation) for pair in itertools.permutations(r_and_o))
         return kl | {
             "coordinate_r_o": coordinate(kl["kl_to_best_counting"], kl["kl_to_orbit"], *apart),
             "relative_divergence": relative_divergence(kl["kl_to_g"], kl["kl_to_m"]),
@@ -469,13 +469,12 @@ class TestBed:
 
         With Pbar the geometric mean of P_E over E and Z the sum by which it is normalized, KL(A || P_E) has the mean
         KL(A || Pbar) - log Z for every A: -log Z is embedding noise. The same for Pbar over the orders of a context's
-        draws, which do not matter to any ideal A, gives order noise. What is left is bias, and the mean KL(A || P_E) is
+        draws, which matter to no ideal A, gives order noise, and bias is what is left: exactly, mean KL(A || P_E) =
+        bias to A + order noise + embedding noise. As R and O have the same noise, it does not move the coordinate.
 
-            bias to A + order noise + embedding noise.
-
-        As the noise is the same for R and O, the coordinate has none. K draws leave out about 1 / K of the embedding
-        noise: it is found in the order noise, or in the bias where a context has only one order. permutation needs one
-        code: the answer under another one is the renamed answer to the renamed context. fixed has no embedding noise.
+        K draws leave about 1 / K of the embedding noise out, as a variance over K draws does. It is in the order noise,
+        or in the bias where a context has one order only. permutation needs one code: the answer under another one is
+        the renamed answer to the renamed context. fixed has no embedding noise.
         """
         mean = log_p.mean(0)
         if embedding == "permutation":
@@ -592,9 +591,8 @@ class UrnTrajectory(Trajectory):
         return place | numbers | {"reference": self.data.reference}
 
     def extras(self, points: list[dict]) -> dict:
-        urns = self.data.urns
-        told = {"n_tasks": self.n_tasks, "n_steps": list(self.cells), "urns": urns.tolist()}
-        return told | {"best_counting_a": best_counting_a(urns, self.config.seq_len - 1)}
+        told = {"n_tasks": self.n_tasks, "n_steps": list(self.cells), "urns": self.data.urns.tolist()}
+        return told | {"best_counting_a": best_counting_a(self.data.urns, self.config.seq_len - 1)}
 
 
 def plan(config: Config) -> list[UrnTrajectory]:
@@ -626,10 +624,9 @@ def headlines(config: Config) -> tuple[str, ...]:
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
 YARDSTICK = (sample_urns, sample_sequences, color_counts, counting_predictor, posterior_mean_predictor)
-YARDSTICK += (bayes_over_urns, memorizing_predictor, orbit_memorizing_predictor)
-YARDSTICK += (best_counting_a, best_counting_predictor, kl_divergence, relative_divergence, coordinate, group_mean)
-YARDSTICK += (mixture_weights, TestBed, next_draw_loss)
-YARDSTICK += (UrnTrajectory.observe, UrnTrajectory.measure, UrnTrajectory.cell)
+YARDSTICK += (bayes_over_urns, memorizing_predictor, orbit_memorizing_predictor, best_counting_a)
+YARDSTICK += (best_counting_predictor, kl_divergence, relative_divergence, coordinate, group_mean, mixture_weights)
+YARDSTICK += (TestBed, next_draw_loss, UrnTrajectory.observe, UrnTrajectory.measure, UrnTrajectory.cell)
 
 # ==== Main ============================================================================================================
 

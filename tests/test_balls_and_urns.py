@@ -257,6 +257,7 @@ def test_exact_expectation_is_the_average_over_very_many_sampled_contexts(kind):
         "kl_to_g": experiment.counting_predictor(contexts, 4),
         "kl_to_m": experiment.memorizing_predictor(contexts, bed.urns),
         "kl_to_posterior_mean": experiment.posterior_mean_predictor(contexts, 4, 0.7),
+        "kl_to_best_counting": experiment.best_counting_predictor(contexts, bed.urns),
         "kl_to_orbit": experiment.orbit_memorizing_predictor(contexts, bed.urns),
     }
     seen = 0
@@ -265,7 +266,7 @@ def test_exact_expectation_is_the_average_over_very_many_sampled_contexts(kind):
             values = experiment.kl_divergence(ideal, softened(contexts)[:, -1]).numpy()
             assert abs(values.mean() - numbers[kind + key]) < 5 * values.std() / math.sqrt(n), key
             seen += 1
-    assert seen == (4 if kind == "exact_" else 2)
+    assert seen == (5 if kind == "exact_" else 2)
 
 
 def test_sampled_expectation_is_the_plain_mean_over_the_test_contexts():
@@ -303,9 +304,11 @@ def test_references_and_every_context_length_equal_plain_sums_over_all_contexts(
     bed = TestBed(Config(n_colors=m, seq_len=C + 1, alpha=alpha, n_test=8), 5, 2)
     urns = bed.urns.numpy()
     relabelled = np.concatenate([urns[:, list(order)] for order in itertools.permutations(range(m))])
+    best = [experiment.best_counting_a(bed.urns, length) for length in range(C + 1)]
     predictors = {
         "g": lambda x: np.bincount(x, minlength=m) / len(x),
         "posterior_mean": lambda x: (np.bincount(x, minlength=m) + alpha) / (len(x) + m * alpha),
+        "best_counting": lambda x: (np.bincount(x, minlength=m) + best[len(x)]) / (len(x) + m * best[len(x)]),
         "orbit": lambda x: plain_bayes(x, relabelled),
         "m": lambda x: plain_bayes(x, urns),
     }
@@ -321,7 +324,7 @@ def test_references_and_every_context_length_equal_plain_sums_over_all_contexts(
     def kl(p, q, length=C):
         return expect(lambda x: plain_kl(p(x), q(x)), length)
 
-    names = {"posterior_mean": "posterior_mean", "orbit": "orbit", "memorizing": "m"}
+    names = {"posterior_mean": "posterior_mean", "best_counting": "best_counting", "orbit": "orbit", "memorizing": "m"}
     M = predictors["m"]
     for name, key in names.items():
         own, reference = predictors[key], bed.reference[name]
@@ -334,7 +337,7 @@ def test_references_and_every_context_length_equal_plain_sums_over_all_contexts(
         assert reference["expected_loss"] == pytest.approx(np.mean(loss), rel=1e-9)
     assert bed.reference["memorizing"]["relative_divergence"] == 1
     assert bed.reference["posterior_mean"]["d_rel"] == 0
-    losses = [bed.reference[name]["expected_loss"] for name in ("memorizing", "orbit", "posterior_mean")]
+    losses = [bed.reference[name]["expected_loss"] for name in reversed(names)]
     assert losses == sorted(losses)
 
     P = torch.tensor(np.array([[model(x[:t].numpy()) for t in range(1, C + 1)] for x in bed.contexts]))
@@ -393,9 +396,9 @@ def test_strategy_weights_are_optimal_to_1e_8():
 def test_strategy_weights_of_models_near_an_ideal_predictor(alpha):
     """With a small alpha M and O are zero, or nearly, where S and the model are not."""
     bed = TestBed(Config(n_test=8, alpha=alpha), 4, 0)
-    strategies, weights = (torch.stack([bed.ideals[k][:, -1] for k in ("posterior_mean", "orbit", "m")]), bed.weights)
+    strategies, weights = (torch.stack([bed.ideals[k][:, -1] for k in TestBed.STRATEGIES.values()]), bed.weights)
     noise = 0.1 * torch.randn(strategies.shape[1:], generator=torch.Generator().manual_seed(0)).double()
-    for k in range(3):
+    for k in range(4):
         found, residual = experiment.mixture_weights(strategies[k], strategies, weights["exact_"])
         assert residual == pytest.approx(0, abs=1e-8)
         P = (strategies[k].clamp(min=1e-12).log() + noise).softmax(-1)
@@ -414,7 +417,7 @@ def test_references_stay_finite_where_predictions_underflow():
 def test_exact_evaluation_switches_itself_off():
     bed = TestBed(Config(seq_len=10, n_test=8), 4, 0)
     assert not any("exact" in key for key in bed.measure(softened(bed.contexts)))
-    assert set(bed.reference) == {"posterior_mean", "orbit", "memorizing"}
+    assert set(bed.reference) == {"posterior_mean", "best_counting", "orbit", "memorizing"}
 
 
 def test_the_ordinary_transformer_learns_to_memorize():

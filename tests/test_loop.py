@@ -23,7 +23,7 @@ SMALL = {
 }
 GELU = "F.gelu(self.mlp_in(self.mlp_norm(x)))"
 BLOCKS = "nn.ModuleList(Block(config) for _ in range(config.n_layers))"
-RATE = "        return self.config.lr\n"
+RATE = "        return self.config.lr * decay[self.config.schedule]\n"
 SCHEDULE = {RATE: "        return self.config.lr * (1 + math.cos(math.pi * update / updates)) / 2\n"}
 EDITS = {
     "ReLU squared": {GELU: "F.relu(self.mlp_in(self.mlp_norm(x))).square()"},

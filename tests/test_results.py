@@ -40,8 +40,11 @@ def test_the_first_measured_point_of_a_trajectory_is_what_the_script_computes(ru
     model = trained(Config(**results["config"] | short), torch.device(kind), "captured" if kind == "cuda" else "plain")
     (point,) = model.points
     assert model.trajectory.data.urns.tolist() == stored["urns"]
-    assert point.keys() == wanted.keys()
-    for key, value in point.items():
+    assert point.keys() >= wanted.keys()  # a run of before a number was there lacks it
+    # Nor does it mix R, without which the nearest mixture is another.
+    of_another_mixture = ("weight", "mixture") if "exact_weight_best_counting" not in wanted else ()
+    for key in (key for key in wanted if not any(part in key for part in of_another_mixture)):
+        value = point[key]
         # Machines differ in rounding, which training amplifies; the weights of S and O, nearly the same, even more.
         assert value == pytest.approx(wanted[key], rel=0.01, abs=0.02 if "weight" in key else 1e-4), key
 

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import harness
-from experiment import STUDY, Config
+from experiment import STUDY, Config, TestBed
 
 import torch
 
@@ -24,7 +25,8 @@ def nowhere(**parts) -> SimpleNamespace:
 
 
 def trained(config: Config, device=CPU, rung="plain") -> harness.Progress:
-    """The only trajectory of the grid at its end, the only step at which it is measured."""
+    """The only trajectory of the grid at its end, the only step at which it is measured, its noise with one draw."""
     (progress,) = planned(config, measured=())
-    harness.train(nowhere(), [progress], device, rung, lambda *updates: None, GO_ON)
+    with patch.object(TestBed, "EMBEDDING_DRAWS", 1):
+        harness.train(nowhere(), [progress], device, rung, lambda *updates: None, GO_ON)
     return progress
