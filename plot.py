@@ -566,7 +566,7 @@ def say(line: object, stream: str = "stdout") -> None:
 
 
 def print_table(runs: dict[str, dict]) -> None:
-    """One line per number of the maps: run, cell, key, mean and standard error over the seeds."""
+    """One line per number of the maps, with its standard error, and per pooled coordinate, with its interval."""
     for name, results in runs.items():
         rows, columns = grid_of(results)
         for key in MAPS:

@@ -648,7 +648,8 @@ ODD = [
 def test_any_label_is_drawn(monkeypatch, label):
     monkeypatch.setattr(plot, "labels", {"run_0": label})
     title = plot.title_of("run_0", tiny())
-    for figure in (plot.draw_heatmap(tiny(), title), compare_one(tiny(), title)):
+    answer = plot.draw_answer({"run_0": line_run(between([2]))})
+    for figure in (plot.draw_heatmap(tiny(), title), compare_one(tiny(), title), answer):
         for text in figure.findobj(plot.plt.Text):
             text.get_window_extent()  # for which its letters are taken from the font
 
