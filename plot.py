@@ -5,17 +5,19 @@
     python plot.py DIR    # the runs in DIR, or DIR itself if it is a run
 
 Every figure goes into that folder, also that of a run that is a link, and is the same in every environment:
+    answer.png            do the models count or memorize up to a renaming? every seed, and all with their interval
+    compare.png           the maps of the runs in `labels` side by side
     heatmap_<run>.png     relative divergence, D x N: 0 (blue) like the generalizer, 1 (red) like the memorizer
     distance_<run>.png    how far the models are from each ideal predictor, and which mixture of them is nearest
     curves_<run>.png      training loss and relative divergence over training steps
     positions_<run>.png   how far the models are from S and M after 1, 2, .. draws
-    compare.png           the maps of the runs in `labels` side by side
-The numbers of the maps are printed as well. Exit status: 1 if nothing could be drawn or a figure not be written, 2 if
-DIR is no folder.
+The numbers of answer.png and of the maps are printed as well. Exit status: 1 if nothing could be drawn or a figure not
+be written, 2 if DIR is no folder.
 """
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -41,7 +43,7 @@ import numpy as np  # noqa: E402
 
 plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign in it is one
 
-# Titles of runs, {"run_0": "baseline", ..}. compare.png shows the runs that are named here; without any, all of them.
+# Titles of runs, {"run_0": "baseline", ..}. answer.png and compare.png show the runs named here; without any, all.
 labels = {}
 
 # A model whose nearest ideal predictor is farther than this many nats behaves like none of them.
@@ -54,19 +56,34 @@ SAME_YARDSTICK = {
     COMMITTED_YARDSTICK: "0f5457ead73bfac3e6cdc4a984f43dd31b2d348a5fba2a283262b9757ac90689",
 }
 
-# Colors of Okabe & Ito; marker and line tell the predictors apart without color.
+# Colors of Okabe & Ito; marker, line and hatch tell the predictors apart without color.
 PREDICTORS = {
-    "kl_to_g": ("G counting", "#000000", "s", ":"),
-    "kl_to_posterior_mean": ("S posterior mean", "#0072B2", "o", "-"),
-    "kl_to_orbit": ("O Bayes over relabelled urns", "#E69F00", "^", "--"),
-    "kl_to_m": ("M Bayes over the urns", "#D55E00", "D", "-."),
+    "kl_to_g": ("G counting", "#000000", "s", ":", ""),
+    "kl_to_posterior_mean": ("S posterior mean", "#0072B2", "o", "-", ""),
+    "kl_to_best_counting": ("R best counting rule", "#009E73", "v", (0, (6, 1, 1, 1, 1, 1)), "..."),
+    "kl_to_orbit": ("O Bayes over relabelled urns", "#E69F00", "^", "--", "///"),
+    "kl_to_m": ("M Bayes over the urns", "#D55E00", "D", "-.", "xx"),
 }
+# The strategies: their names under `reference` and in weight_.., and their keys above.
+STRATEGIES = {key.removeprefix("kl_to_"): key for key in list(PREDICTORS)[1:4]} | {"memorizing": "kl_to_m"}
 MAPS = {
-    "relative_divergence": ("as requested:\ngeneralizer = raw counts G", "G"),
-    "relative_divergence_posterior_mean": ("calibrated:\ngeneralizer = posterior mean S", "S"),
+    "relative_divergence": "requested: 0 is like G",
+    "relative_divergence_posterior_mean": "calibrated: 0 is like S",
 }
-REFERENCES = {"posterior_mean": "S", "orbit": "O", "memorizing": "M"}
-LETTERS = "S posterior mean, O Bayes over relabelled urns, M Bayes over urns"
+
+# answer.png: the number of a cell that it shows, and what it says of embeddings, of the ends of its scale and at last.
+ANSWER = "bias_coordinate_r_o"
+EMBEDDINGS = {
+    "gaussian": "random vectors,\nnew in every sequence",
+    "permutation": "learned vectors,\nshuffled in every sequence",
+    "fixed": "learned vectors:\nthe ordinary Transformer",
+}
+ENDS = "R: counts\n(best counting rule)", "O: memorizes up to a renaming\n(Bayes over relabelled urns)"
+CAPTION = """\
+small: a seed, larger where R and O are farther apart on its urns; large: all seeds, with jackknife 95% interval
+○ neither: farther from R and from O than these are from each other     ▷ off the scale
+◇ M, Bayes over the urns with their colors, is nearer than R and O: off the line between them
+a seed's urns are nested, the first D of one table; where R equals O it is left out"""
 
 
 # ==== Reading =========================================================================================================
@@ -116,9 +133,9 @@ def kind_of(results: dict) -> str:
     return "exact" if results["cells"] and all("exact_kl_to_m" in x for x in results["cells"]) else "sampled"
 
 
-def cells_at(results: dict, n_tasks: int, n_steps: int) -> list[dict]:
-    """The cells of all seeds at one place of the grid."""
-    return [cell for cell in results["cells"] if (cell["n_tasks"], cell["n_steps"]) == (n_tasks, n_steps)]
+def cells_at(results: dict, n_tasks: int, n_steps: int | None = None) -> list[dict]:
+    """The cells of all seeds at one place of the grid, or in one row of it."""
+    return [x for x in results["cells"] if x["n_tasks"] == n_tasks and n_steps in (None, x["n_steps"])]
 
 
 def over_seeds(values: list) -> tuple[np.ndarray, np.ndarray]:
@@ -129,42 +146,42 @@ def over_seeds(values: list) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else values[0] * np.nan
 
 
-def grid(results: dict, value) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard error over seeds [D, N] of value(cell); NaN where no cell has it."""
-    rows, columns = grid_of(results)
-    mean, stderr = np.full((2, len(rows), len(columns)), np.nan)
-    for (i, D), (j, N) in itertools.product(enumerate(rows), enumerate(columns)):
-        mean[i, j], stderr[i, j] = over_seeds([value(cell) for cell in cells_at(results, D, N)])
-    return mean, stderr
+def along(results: dict, n_tasks: int, value) -> np.ndarray:
+    """Mean and standard error over seeds of value(cell) at every N: [2, N]; NaN where no cell has it."""
+    places = (cells_at(results, n_tasks, N) for N in grid_of(results)[1])
+    return np.array([over_seeds([value(cell) for cell in cells]) for cells in places], float).T
 
 
-def title_of(name: str, results: dict) -> str:
+def grid(results: dict, value) -> np.ndarray:
+    """The same for every D: [2, D, N]."""
+    return np.stack([along(results, D, value) for D in grid_of(results)[0]], 1)
+
+
+def title_of(name: str, results: dict, *kinds: str) -> str:
     """The run's label; without one, its name and what kind of models it trained."""
-    kinds = {"embedding": "{} embeddings", "d_model": "d_model {}"}
-    known = [form.format(results["config"][key]) for key, form in kinds.items() if key in results["config"]]
+    forms = {"embedding": "{} embeddings", "d_model": "d_model {}"}
+    known = [forms[kind].format(results["config"][kind]) for kind in kinds or forms if kind in results["config"]]
     title = labels.get(name) or name + (f" ({', '.join(known)})" if known else "")
     return str(title).encode("utf-8", "backslashreplace").decode()  # half a character cannot be drawn
 
 
+def strategies_of(results: dict) -> list[str]:
+    """The strategies that the run was measured against: R came later than the others."""
+    known = {name for cell in results["cells"] for name in cell.get("reference", ())}
+    return [name for name in STRATEGIES if name in known or not known]
+
+
 def reference(results: dict, n_tasks: int, name: str, key: str):
     """What an ideal predictor would score in place of the models of n_tasks urns: the mean over their cells."""
-    cells = [cell for cell in results["cells"] if cell["n_tasks"] == n_tasks]
-    return over_seeds([cell.get("reference", {}).get(name, {}).get(key) for cell in cells])[0]
-
-
-def ideal_scores(results: dict, key: str) -> np.ndarray:
-    """What S, O and M would score in place of the models of every D: [D, 3]."""
-    return np.array([[reference(results, D, name, key) for name in REFERENCES] for D in grid_of(results)[0]], float)
+    return over_seeds([cell.get("reference", {}).get(name, {}).get(key) for cell in cells_at(results, n_tasks)])[0]
 
 
 def missing_cells(results: dict) -> str:
     """ "" or how many cells of the grid the run does not have, or not for all seeds."""
-    seeds = results["config"].get("seeds", 1)
-    found = [
-        sum(cell.get("relative_divergence") is not None for cell in cells_at(results, D, N))
-        for D, N in itertools.product(*grid_of(results))
-    ]
-    counts = {"missing cells (hatched)": found.count(0), "cells of fewer seeds": sum(0 < n < seeds for n in found)}
+    places = [cells_at(results, *place) for place in itertools.product(*grid_of(results))]
+    found = [sum(cell.get("relative_divergence") is not None for cell in cells) for cells in places]
+    fewer = sum(0 < n < results["config"].get("seeds", 1) for n in found)
+    counts = {"missing cells (hatched)": found.count(0), "cells of fewer seeds": fewer}
     return ", ".join(f"{what}: {n}" for what, n in counts.items() if n)
 
 
@@ -173,15 +190,155 @@ def nearest(cell: dict) -> float | None:
     return min((x for key in PREDICTORS if (x := exact(cell, key)) is not None), default=None)
 
 
-def color_of(name: str) -> str:
-    """Color of an ideal predictor, by its name under `reference`."""
-    return PREDICTORS["kl_to_m" if name == "memorizing" else f"kl_to_{name}"][1]
+def yardstick_of(results: dict) -> str | None:
+    """Hash of what the run was measured with: the same one for yardsticks that give the same numbers."""
+    sha256 = (results.get("environment") or {}).get("yardstick_sha256")
+    return SAME_YARDSTICK.get(sha256, sha256)
+
+
+# ==== Counting or memorizing ==========================================================================================
+
+
+def coordinates_at(results: dict, n_tasks: int, n_steps: int | None = None, key: str = ANSWER) -> list[dict]:
+    """The cells of all seeds at one place, the last N unless said otherwise, that have a coordinate from R to O, be it
+    None because R equals O."""
+    cells = cells_at(results, n_tasks, n_steps or grid_of(results)[1][-1])
+    return [cell for cell in cells if key in cell and "best_counting" in cell.get("reference", ())]
+
+
+def comparable(runs: dict[str, dict]) -> dict[str, dict]:
+    """The runs of answer.png: of one configuration but for embedding, D and seeds, that which has most models per D."""
+    groups, free = {}, ("embedding", "tasks", "steps", "seeds", "seed", "n_test", "device")
+    for name, results in runs.items():
+        config = {key: value for key, value in results["config"].items() if key not in free}
+        same = json.dumps([config, grid_of(results)[1][-1], yardstick_of(results)], sort_keys=True)
+        groups.setdefault(same, {})[name] = max(len(coordinates_at(results, D)) for D in grid_of(results)[0])
+    most = max(groups.values(), key=lambda group: sum(group.values()))
+    return {name: runs[name] for name, models in most.items() if models}
+
+
+def apart(cell: dict) -> tuple[float, float]:
+    """KL(R || O) and KL(O || R) in nats on the urns of this cell."""
+    ideals = cell["reference"]
+    return ideals["orbit"]["kl_to_best_counting"], ideals["best_counting"]["kl_to_orbit"]
+
+
+def student_quantile(n: int) -> float:
+    """What Student's t of n degrees of freedom exceeds in size with probability 5%: for t = sqrt(n) tan(x), the density
+    of x is proportional to cos(x)^(n - 1)."""
+    x = np.linspace(0, np.pi / 2, 10_001)
+    below = np.cumsum(np.cos((x[1:] + x[:-1]) / 2) ** (n - 1))
+    return float(np.sqrt(n) * np.tan(np.interp(0.95 * below[-1], below, x[1:])))
+
+
+def pooled_coordinate(cells: list[dict], key: str = ANSWER) -> tuple[float, float, float]:
+    """Coordinate of all seeds between R (0) and O (1), and its jackknife 95% interval: NaN with fewer than 3 seeds.
+
+    Of a cell it is KL(R || P) - KL(O || P) + KL(O || R) over KL(R || O) + KL(O || R); P is the model without its noise
+    (bias_coordinate_r_o) or as it is (coordinate_r_o). Over seeds both are summed: seeds on whose urns R and O hardly
+    differ hardly count, and those on whose urns they are equal, which have no coordinate, not at all.
+    """
+    seeds = [(cell[key] * sum(apart(cell)), sum(apart(cell))) for cell in cells if cell[key] is not None]
+    parts, n = np.array(seeds).reshape(-1, 2), len(seeds)
+    value, half = np.divide(*parts.sum(0)) if n else np.nan, np.nan
+    if n >= 3:
+        without = np.divide(*(parts.sum(0) - parts).T)  # each seed in turn
+        half = student_quantile(n - 1) * np.sqrt((n - 1) * without.var())
+    return value, value - half, value + half
+
+
+def standing(cells: list[dict]) -> str:
+    """Where models stand by their biases, means over the seeds with a coordinate: "M" if that to M is below those to R
+    and O; "neither" if these both exceed KL(R || O) and KL(O || R); else "between", or "same" if R equals O."""
+    keys = ("bias_to_best_counting", "bias_to_orbit", "bias_to_m")
+    nats = [[*(exact(cell, key) for key in keys), *apart(cell)] for cell in cells if cell[ANSWER] is not None]
+    if not nats:
+        return "same"
+    to_r, to_o, to_m, *r_and_o = np.mean(np.array(nats, float), 0)
+    return "M" if to_m < min(to_r, to_o) else "neither" if min(to_r, to_o) > max(r_and_o) else "between"
+
+
+def verdict(cells: list[dict]) -> str:
+    """What the pooled coordinate says of models that are between R and O: something if its interval leaves out 0.5."""
+    _, low, high = pooled_coordinate(cells)
+    between = "memorizes up to a renaming" if low > 0.5 else "counts" if high < 0.5 else "undecided"
+    others = {"M": "neither (M is nearest)", "neither": "neither", "same": "R equals O"}
+    return others.get(standing(cells), between)
+
+
+def in_words(cells: list[dict], key: str = ANSWER, digits: int = 2) -> str:
+    """The pooled coordinate, its interval, and of how many seeds it is."""
+    value, *interval = (f"{x:.{digits}f}" for x in pooled_coordinate(cells, key))
+    n, used = len(cells), sum(cell[key] is not None for cell in cells)
+    seeds = f"{n if used == n else f'{used} of {n}'} seed{'s' * (n > 1)}"
+    return f"{value}, {seeds}" if "nan" in interval else f"{value} [{', '.join(interval)}], {seeds}"
 
 
 # ==== Figures =========================================================================================================
 
 
-def draw_cells(axes: plt.Axes, mean: np.ndarray, stderr: np.ndarray, rows: list, columns: list):
+def add_title(figure: plt.Figure, title: str, question: str) -> None:
+    """Title of a figure, in as many lines as its width asks for."""
+    lines = f"{title}: {question}".splitlines()
+    figure.suptitle("\n".join(textwrap.fill(line, int(9 * figure.get_figwidth())) for line in lines), fontsize=12)
+
+
+def draw_row(panel: plt.Axes, y: int, cells: list[dict]) -> None:
+    """A row of answer.png: seeds, below them all together, beside them the verdict. Only what is between R and O has a
+    background and numbers."""
+    kind, (left, right), (value, *interval) = standing(cells), panel.get_xlim(), pooled_coordinate(cells)
+
+    def mark(x, y, kind, size, color):
+        marker = "<" if x < left else ">" if x > right else "D" if kind == "M" else "o"
+        fill, size = color if kind == "between" else "white", max(size, 6 * (marker in "<>"))
+        panel.plot(np.clip(x, left, right), y, marker, ms=size, color=color, mfc=fill, clip_on=False, zorder=3)
+
+    for end, limit, key in ((0, left, "kl_to_best_counting"), (1, right, "kl_to_orbit")):
+        panel.axvline(end, color="black", lw=1)
+        if kind == "between":
+            panel.fill_between([0.5, limit], y - 0.5, y + 0.5, color=PREDICTORS[key][1], alpha=0.15, lw=0)
+    sizes = np.sqrt([sum(apart(cell)) for cell in cells])
+    for cell, lane, size in zip(cells, np.linspace(-0.38, 0.05, len(cells)), sizes / sizes.max(), strict=True):
+        if cell[ANSWER] is not None:
+            mark(cell[ANSWER], y + lane, standing([cell]), 3 + 4 * size, "0.4")
+    color = "black" if kind == "between" else "0.6"
+    panel.plot(np.clip(interval, left, right), [y + 0.28] * 2, color=color, lw=2)
+    for x in [x for x in interval if not left <= x <= right] + [value]:
+        mark(x, y + 0.28, kind, 9 * (x == value), color)
+    words = verdict(cells) + (f"\n{in_words(cells)}" if kind == "between" else "")
+    panel.text(1.02, y, words, va="center", transform=panel.get_yaxis_transform())
+
+
+def draw_answer(runs: dict[str, dict]) -> plt.Figure:
+    """Where the models without their noise stand between R (0) and O (1): every seed, and all with their interval."""
+    rows = {name: [D for D in grid_of(results)[0] if coordinates_at(results, D)] for name, results in runs.items()}
+    heights = [len(tasks) for tasks in rows.values()]
+    size = (10, 3.4 + 0.62 * sum(heights))
+    figure, axes = plt.subplots(
+        len(rows), figsize=size, layout="constrained", sharex=True, squeeze=False, height_ratios=heights
+    )
+    top, first, findings = axes[0, 0], next(iter(runs)), {}
+    top.set(xlim=(-0.75, 1.75), xticks=(-0.5, 0, 0.5, 1, 1.5))
+    for x, words in enumerate(ENDS):
+        top.text(x, 1.03, words, ha="center", transform=top.get_xaxis_transform())
+    for panel, (name, results) in zip(axes[:, 0], runs.items(), strict=True):
+        for y, D in enumerate(rows[name]):
+            draw_row(panel, y, coordinates_at(results, D))
+        panel.set_ylim(len(rows[name]) - 0.5, -0.5)
+        panel.set_yticks(range(len(rows[name])), [f"D = {D}" for D in rows[name]])
+        title = title_of(name, results, "embedding").replace(" (", "\n(", 1)
+        about = EMBEDDINGS.get(str(results["config"].get("embedding")), "")
+        panel.set_ylabel(f"{title}\n{about}", rotation=0, ha="right", va="center")
+    panel.set_xlabel(f"coordinate from R (0) to O (1) after {grid_of(results)[1][-1]:,} updates, noise averaged out")
+    for D in rows[first]:
+        findings.setdefault(verdict(coordinates_at(runs[first], D)), []).append(str(D))
+    said = [f"{finding} at D = {' and '.join(tasks)}" for finding, tasks in findings.items()]
+    add_title(figure, title_of(first, runs[first], "embedding"), ", ".join(said))
+    figure.supxlabel(CAPTION, fontsize=9)
+    return figure
+
+
+def draw_map(axes: plt.Axes, mean: np.ndarray, stderr: np.ndarray, rows: list, columns: list):
     """Annotated colored cells on the fixed scale from 0 (blue) to 1 (red); missing ones are hatched."""
     image = axes.imshow(np.ma.masked_invalid(mean), cmap="RdBu_r", vmin=0, vmax=1, origin="lower", aspect="auto")
     for i, j in np.ndindex(mean.shape):
@@ -196,263 +353,201 @@ def draw_cells(axes: plt.Axes, mean: np.ndarray, stderr: np.ndarray, rows: list,
     return image
 
 
-def draw_map(axes: plt.Axes, results: dict, key: str):
-    """The D x N map of one number between 0 and 1; cells far from every ideal predictor have a dotted frame."""
-    rows, columns = grid_of(results)
-    image = draw_cells(axes, *grid(results, lambda cell: cell.get(key)), rows, [f"{N:,}" for N in columns])
-    for i, j in np.argwhere(grid(results, nearest)[0] > NEITHER_NATS):
-        frame = plt.Rectangle((j - 0.44, i - 0.44), 0.88, 0.88, fill=False, edgecolor="black", linestyle=":", lw=1.6)
-        axes.add_patch(frame)
-    axes.set_xlabel("training steps N")
-    return image
-
-
-def draw_ideals(axes: plt.Axes, results: dict, key: str) -> None:
-    """The columns of S, O and M beside a map of the models."""
-    scores = ideal_scores(results, key)
-    draw_cells(axes, scores, np.full_like(scores, np.nan), grid_of(results)[0], list(REFERENCES.values()))
-    axes.set_yticks([])
-    axes.set_xlabel("in the model's place")
-
-
-def add_scale(figure: plt.Figure, image, axes) -> None:
-    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
-    bar.set_label("relative divergence")
-    bar.ax.set_yticklabels(["0  like the\n   generalizer", "0.25", "0.5", "0.75", "1  like the\n   memorizer M"])
-
-
 def notes_on(all_results: list[dict]) -> str:
     """What is sampled and exact, and what frames and hatching mean, in maps of these runs."""
     enumerated = all(kind_of(results) == "exact" for results in all_results)
     notes = ["maps: sampled contexts; ideal predictors and frames: exact" if enumerated else "sampled contexts"]
     if any((grid(results, nearest)[0] > NEITHER_NATS).any() for results in all_results):
         notes.append(f"dotted frame: more than {NEITHER_NATS} nats from every ideal predictor")
-    notes += sorted({missing for results in all_results if (missing := missing_cells(results))})
-    return "; ".join(notes)
+    return "; ".join(notes + sorted({missing for results in all_results if (missing := missing_cells(results))}))
 
 
-def add_title(figure: plt.Figure, title: str, question: str) -> None:
-    """Title of a figure, in as many lines as its width asks for."""
-    lines = f"{title}: {question}".splitlines()
-    figure.suptitle("\n".join(textwrap.fill(line, int(9 * figure.get_figwidth())) for line in lines), fontsize=12)
+def draw_maps(runs: dict[str, dict], titles: dict[str, str], title: str, question: str) -> plt.Figure:
+    """The D x N maps of the relative divergence, as requested above and calibrated below, each beside what the ideal
+    predictors would score in the model's place: once for neighbors for whom that is the same. Cells far from every
+    ideal predictor have a dotted frame."""
+    scores = [
+        np.array([[[reference(x, D, name, key) for name in strategies_of(x)] for D in grid_of(x)[0]] for key in MAPS])
+        for x in runs.values()
+    ]
+    same = [a.shape == b.shape and np.allclose(a, b, equal_nan=True) for a, b in itertools.pairwise(scores)] + [False]
+    widths = []
+    for results, score, shared in zip(runs.values(), scores, same, strict=True):
+        widths += [max(2.8, 0.65 * len(grid_of(results)[1]))] + [0.55 * score.shape[2]] * (not shared)
+    size = (2.4 + sum(widths), 2.2 + max(2.8, 1.2 * max(score.shape[1] for score in scores)))
+    figure, axes = plt.subplots(2, len(widths), figsize=size, layout="constrained", width_ratios=widths, squeeze=False)
+    columns = iter(zip(axes.T, widths, strict=True))
+    for (name, results), score, shared in zip(runs.items(), scores, same, strict=True):
+        (rows, steps), (maps, width) = grid_of(results), next(columns)
+        lines = titles[name].replace(" (", "\n(", 1).splitlines()
+        maps[0].set_title("\n".join(textwrap.fill(line, int(13.5 * width)) for line in lines), fontsize=9)
+        for (key, what), panel in zip(MAPS.items(), maps, strict=True):
+            mean_and_error = grid(results, lambda cell, key=key: cell.get(key))
+            image = draw_map(panel, *mean_and_error, rows, [f"{N:,}" for N in steps])
+            for i, j in np.argwhere(grid(results, nearest)[0] > NEITHER_NATS):
+                panel.add_patch(plt.Rectangle((j - 0.44, i - 0.44), 0.88, 0.88, fill=False, linestyle=":", lw=1.6))
+            panel.set(xlabel="training steps N", ylabel=f"{what}\nnumber of urns D" if panel in axes[:, 0] else "")
+        if not shared:
+            letters = [PREDICTORS[STRATEGIES[strategy]][0][0] for strategy in strategies_of(results)]
+            for values, panel in zip(score, next(columns)[0], strict=True):
+                draw_map(panel, values, values * np.nan, rows, letters)
+                panel.set(yticks=[], xlabel="in the model's place")
+    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
+    bar.set_label("relative divergence")
+    bar.ax.set_yticklabels(["0  like the\n   generalizer", "0.25", "0.5", "0.75", "1  like the\n   memorizer M"])
+    add_title(figure, title, question)
+    notes = (", ".join(label for label, *_ in PREDICTORS.values()), notes_on(list(runs.values())))
+    figure.supxlabel("\n".join(textwrap.fill(note, int(12 * size[0])) for note in notes), fontsize=9)
+    return figure
 
 
 def draw_heatmap(results: dict, title: str) -> plt.Figure:
-    """The maps of the relative divergence, against G as requested and against S, each with what the ideal predictors
-    would score in the model's place."""
-    rows, columns = grid_of(results)
-    widths = 2 * [max(2.4, 0.85 * len(columns)), 0.62 * len(REFERENCES)]
-    size = (2.7 + sum(widths), 2.6 + 0.7 * len(rows))
-    figure, axes = plt.subplots(1, 4, figsize=size, layout="constrained", width_ratios=widths)
-    for (key, (subtitle, generalizer)), (model, ideal) in zip(MAPS.items(), axes.reshape(2, 2), strict=True):
-        image = draw_map(model, results, key)
-        model.set_title(subtitle, fontsize=10)
-        draw_ideals(ideal, results, key)
-        ideal.set_title(f"ideal predictors\n0 = {generalizer}", fontsize=10)
-    axes[0].set_ylabel("number of urns D")
-    add_scale(figure, image, axes)
-    add_title(figure, title, "does the model generalize or memorize?")
-    figure.supxlabel(f"{LETTERS}\n{notes_on([results])}", fontsize=8)
+    return draw_maps({"": results}, {"": ""}, title, "does the model generalize or memorize?")
+
+
+def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
+    question = "against raw counts G (top) and posterior mean S (bottom)"
+    return draw_maps(runs, titles, "Generalize or memorize", question)
+
+
+def draw_panels(results: dict, title: str, question: str, rows: dict, xlabel: str) -> plt.Figure:
+    """One column of panels per number of urns, one row per {y label: function that draws a panel for D}; one legend."""
+    tasks, steps = grid_of(results)
+    size = (max(7.5, 1.2 + max(2.9, 0.45 * len(steps)) * len(tasks)), 1.8 + 2.5 * len(rows))
+    figure, axes = plt.subplots(
+        len(rows), len(tasks), figsize=size, layout="constrained", sharex="row", sharey="row", squeeze=False
+    )
+    legend = {}
+    for (label, draw), line in zip(rows.items(), axes, strict=True):
+        for D, panel in zip(tasks, line, strict=True):
+            draw(panel, D)
+            panel.grid(color="0.9")
+            panel.set_axisbelow(True)
+        line[0].set_ylabel(label)
+        legend |= {text: handle for handle, text in zip(*line[0].get_legend_handles_labels(), strict=True)}
+    for D, top, bottom in zip(tasks, axes[0], axes[-1], strict=True):
+        top.set_title(f"D = {D} urn{'s' * (D > 1)}", fontsize=10)
+        bottom.set_xlabel(xlabel)
+    if legend:
+        style = {"loc": "outside lower center", "ncols": int(size[0] / 3), "fontsize": 9, "frameon": False}
+        figure.legend(legend.values(), legend.keys(), **style)
+    add_title(figure, title, question)
     return figure
 
 
-def panels(results: dict, n_rows: int, height: float) -> tuple[plt.Figure, np.ndarray]:
-    """Figure and axes [n_rows, D]: one column of panels per number of urns."""
-    rows, columns = grid_of(results)
-    size = (max(7.5, 1.2 + max(2.9, 0.45 * len(columns)) * len(rows)), 1.8 + height * n_rows)
-    figure, axes = plt.subplots(
-        n_rows, len(rows), figsize=size, layout="constrained", sharex="row", sharey="row", squeeze=False
-    )
-    for top, D in zip(axes[0], rows, strict=True):
-        top.set_title(f"D = {D} urn{'s' * (D > 1)}", fontsize=10)
-    for panel in axes.flat:
-        panel.grid(color="0.9")
-        panel.set_axisbelow(True)
-    return figure, axes
+def draw_line(panel: plt.Axes, x, numbers, **style) -> None:
+    """Means and standard errors against x: nothing where there is no mean, and no bars for a single seed."""
+    mean, stderr = numbers
+    if not np.isnan(mean).all():
+        panel.errorbar(x, mean, None if np.isnan(stderr).all() else np.nan_to_num(stderr), capsize=3, **style)
 
 
-def label_steps(axes: plt.Axes, positions, columns: list[int]) -> None:
-    """The training steps N of the grid at these positions of an x axis."""
-    axes.set_xticks(positions, [f"{N:,}" for N in columns], rotation=45, ha="right", rotation_mode="anchor")
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes.set_xlabel("training steps N")
+def label_steps(panel: plt.Axes, positions, steps: list[int]) -> None:
+    """The training steps N of the grid at these positions of the x axis."""
+    panel.set_xticks(positions, [f"{N:,}" for N in steps], rotation=45, ha="right", rotation_mode="anchor")
+    panel.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
-def bars(stderr):
-    """Error bars of this length; none at all for a single seed."""
-    return None if np.isnan(stderr).all() else np.nan_to_num(stderr)
-
-
-def label_nats(axes: plt.Axes) -> None:
+def label_nats(panel: plt.Axes) -> None:
     """Plain numbers at 1, 2 and 5 of every decade of a logarithmic y axis."""
-    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
-def add_legend(figure: plt.Figure, *sources: plt.Axes) -> None:
-    """One legend below the panels for everything that is labelled in these axes."""
-    entries = {}
-    for axes in sources:
-        entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    if entries:
-        columns = int(figure.get_figwidth() / 3)
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False
-        )
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
 def draw_distance(results: dict, title: str) -> plt.Figure:
-    """KL from each ideal predictor to the models against N, and the mixture of S, O and M that is nearest to them."""
-    rows, columns = grid_of(results)
-    figure, axes = panels(results, 2, 2.6)
-    means = {key: grid(results, lambda cell, key=key: exact(cell, key)) for key in PREDICTORS}
-    weights = {name: grid(results, lambda cell, name=name: exact(cell, f"weight_{name}"))[0] for name in REFERENCES}
-    residual, _ = grid(results, lambda cell: exact(cell, "mixture_residual"))
-    hatches = {"posterior_mean": "", "orbit": "///", "memorizing": "xx"}
-    for i, (D, above, below) in enumerate(zip(rows, *axes, strict=True)):
-        for key, (label, color, marker, line) in PREDICTORS.items():
-            mean, stderr = (values[i] for values in means[key])
-            if np.isnan(mean).all():  # nothing that could be on a logarithmic scale
-                continue
-            style = {"color": color, "marker": marker, "ls": line, "capsize": 3}
-            above.errorbar(columns, mean, bars(stderr), label=f"from {label}", **style)
-        floor = reference(results, D, "orbit", "kl_to_m")
-        style = {"color": color_of("memorizing"), "ls": "-.", "lw": 1}
-        above.axhline(floor, label="floor from M if lex-invariant: KL from M to O", **style)
-        above.set(xscale="log", yscale="log")
-        label_nats(above)
-        label_steps(above, columns, columns)
-        above.set_xlabel("")
-        gap = reference(results, D, "orbit", "kl_to_posterior_mean")
-        limits = {"posterior_mean": gap, "orbit": gap, "memorizing": floor}  # nats that tell it from the next one
-        bottom = np.zeros(len(columns))
-        for name, letter in REFERENCES.items():
-            heights = np.nan_to_num(weights[name][i])
-            style = {"facecolor": color_of(name), "hatch": hatches[name], "edgecolor": "white"}
-            below.fill_between([], [], [], label=f"weight of {letter}", **style)  # what the legend shows
-            drawn = below.bar(range(len(columns)), heights, 0.8, bottom, **style)
-            for bar, nats in zip(drawn, residual[i], strict=True):
-                bar.set_alpha(0.25 if nats > min(limits[name], NEITHER_NATS) else 1)
-            bottom += heights
-        for j, nats in enumerate(residual[i]):
-            below.text(j, 1.04, "" if np.isnan(nats) else f"{nats:.3f}", ha="center", fontsize=8)
-        below.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 6))
-        label_steps(below, range(len(columns)), columns)
-    axes[0, 0].set_ylabel(f"KL to the model (nats, {kind_of(results)})")
-    axes[1, 0].set_ylabel(
-        "nearest mixture of S, O, M\n(above: nats from it to the model;\npale: farther than its parts are apart)"
-    )
-    add_legend(figure, axes[0, 0], axes[1, 0])
-    add_title(figure, title, "how far from each ideal predictor?")
-    return figure
+    """KL from each ideal predictor to the models against N, and the mixture of strategies that is nearest to them."""
+    steps, names = grid_of(results)[1], strategies_of(results)
+
+    def distances(panel, D):
+        for key, (label, color, marker, line, _) in PREDICTORS.items():
+            numbers = along(results, D, lambda cell, key=key: exact(cell, key))
+            draw_line(panel, steps, numbers, label=f"from {label}", color=color, marker=marker, ls=line)
+        floor, label = reference(results, D, "orbit", "kl_to_m"), "floor from M if lex-invariant: KL from M to O"
+        panel.axhline(floor, label=label, color=PREDICTORS["kl_to_m"][1], ls="-.", lw=1)
+        panel.set_xscale("log")
+        label_nats(panel)
+        label_steps(panel, steps, steps)
+
+    def mixtures(panel, D):
+        bottom, residual = np.zeros(len(steps)), along(results, D, lambda cell: exact(cell, "mixture_residual"))[0]
+        for name in names:
+            label, color, _, _, hatch = PREDICTORS[STRATEGIES[name]]
+            style = {"facecolor": color, "hatch": hatch, "edgecolor": "white"}
+            panel.fill_between([], [], [], label=f"weight of {label[0]}", **style)  # what the legend shows
+            others = [reference(results, D, other, STRATEGIES[name]) for other in names if other != name]
+            limit = np.nanmin([NEITHER_NATS, *others])  # nats that tell it from the next one
+            weights = np.nan_to_num(along(results, D, lambda cell, name=name: exact(cell, f"weight_{name}"))[0])
+            for bar, nats in zip(panel.bar(range(len(steps)), weights, 0.8, bottom, **style), residual, strict=True):
+                bar.set_alpha(0.25 if nats > limit else 1)
+            bottom += weights
+        for j, nats in enumerate(residual):
+            panel.text(j, 1.04, "" if np.isnan(nats) else f"{nats:.3f}", ha="center", fontsize=8)
+        panel.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 6))
+        label_steps(panel, range(len(steps)), steps)
+
+    mixture = f"nearest mixture of {', '.join(PREDICTORS[STRATEGIES[name]][0][0] for name in names)}"
+    mixture += "\n(above: nats from it to the model;\npale: farther than its parts are apart)"
+    rows = {f"KL to the model (nats, {kind_of(results)})": distances, mixture: mixtures}
+    return draw_panels(results, title, "how far from each ideal predictor?", rows, "training steps N")
 
 
 def draw_curves(results: dict, title: str) -> plt.Figure:
     """Training loss, with what the Bayes-optimal predictors would have, and relative divergence over training steps."""
-    rows, columns = grid_of(results)
-    figure, axes = panels(results, 2, 2.4)
-    lines = {
-        "loss": ("training loss (mean of 100 steps)", "#000000", "-"),
+    loss = {"loss": ("training loss (mean of 100 steps)", "#000000", "-")}
+    floors = {"memorizing": "entropy floor: M, Bayes-optimal", "orbit": "O, Bayes-optimal if lex-invariant"}
+    divergence = {
         "relative_divergence": ("0 = G counting", "#D55E00", "--"),
         "relative_divergence_posterior_mean": ("0 = S posterior mean", "#0072B2", "-"),
     }
-    for D, above, below in zip(rows, *axes, strict=True):
+
+    def draw(panel, D, lines):
         own = [t for t in results.get("trajectories", []) if t["n_tasks"] == D]
-        for last in sorted({max(t.get("n_steps", columns)) for t in own}):  # seeds of one N, or of all, are one curve
-            curves = [t["curves"] for t in own if max(t.get("n_steps", columns)) == last]
+        for last in sorted({max(t.get("n_steps", [0])) for t in own}):  # seeds of one N, or of all, are one curve
+            curves = [t["curves"] for t in own if max(t.get("n_steps", [0])) == last]
             steps = sorted({step for curve in curves for step in curve["step"]})
             for key, (label, color, line) in lines.items():
                 points = [dict(zip(curve["step"], exact(curve, key) or [], strict=False)) for curve in curves]
-                values = [over_seeds([point[step] for point in points if step in point]) for step in steps]
-                mean, stderr = np.array(values).T
-                if np.isnan(mean).all():
-                    continue
-                panel = above if key == "loss" else below
-                if panel is below:
-                    label += ", exact" if f"exact_{key}" in curves[0] else ", sampled"
-                panel.plot(steps, mean, label=label, color=color, ls=line, marker=".")
-                panel.fill_between(steps, mean - stderr, mean + stderr, color=color, alpha=0.25, lw=0)
-        for name, label, line in (("memorizing", "entropy floor: M", "-."), ("orbit", "O", "--")):
-            what = f"{label}, Bayes-optimal{'' if name == 'memorizing' else ' if lex-invariant'}"
-            loss = reference(results, D, name, "expected_loss")
-            above.axhline(loss, color=color_of(name), ls=line, lw=1.2, label=what)
-        above.set_xscale("log")
-        below.set(xscale="log", ylim=(-0.03, 1.03))
-        ticks = sorted({*columns, *(t["curves"]["step"][0] for t in own if t["curves"]["step"])})
-        for panel in (above, below):
-            label_steps(panel, ticks, ticks)
-        above.set_xlabel("")
-    axes[0, 0].set_ylabel("loss (nats per draw)")
-    axes[1, 0].set_ylabel("relative divergence\n(1 = M Bayes over the urns)")
-    add_legend(figure, axes[0, 0], axes[1, 0])
-    add_title(figure, title, "learning curves")
-    return figure
+                mean, stderr = np.transpose([over_seeds([x[step] for x in points if step in x]) for step in steps])
+                if not np.isnan(mean).all():
+                    kind = "" if lines is loss else ", exact" if f"exact_{key}" in curves[0] else ", sampled"
+                    panel.plot(steps, mean, label=label + kind, color=color, ls=line, marker=".")
+                    panel.fill_between(steps, mean - stderr, mean + stderr, color=color, alpha=0.25, lw=0)
+        if lines is loss:
+            for name, label in floors.items():
+                _, color, _, line, _ = PREDICTORS[STRATEGIES[name]]
+                panel.axhline(reference(results, D, name, "expected_loss"), color=color, ls=line, lw=1.2, label=label)
+        else:
+            panel.set_ylim(-0.03, 1.03)
+        panel.set_xscale("log")
+        ticks = sorted({*grid_of(results)[1], *(t["curves"]["step"][0] for t in own if t["curves"]["step"])})
+        label_steps(panel, ticks, ticks)
+
+    rows = {"loss (nats per draw)": loss, "relative divergence\n(1 = M Bayes over the urns)": divergence}
+    rows = {label: functools.partial(draw, lines=lines) for label, lines in rows.items()}
+    return draw_panels(results, title, "learning curves", rows, "training steps N")
 
 
 def draw_positions(results: dict, title: str) -> plt.Figure:
     """KL from S and from M to the models, after 1, 2, .. draws: where in the sequence the strategy shows."""
-    rows, columns = grid_of(results)
-    figure, axes = panels(results, 2, 2.4)
-    shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(columns)))
-    for key, line_of_axes in zip(("kl_to_posterior_mean", "kl_to_m"), axes, strict=True):
-        name = f"{key}_by_length"
-        for D, panel in zip(rows, line_of_axes, strict=True):
-            for N, shade, marker in zip(columns, shades, itertools.cycle("osD^v"), strict=False):
-                mean, stderr = over_seeds([exact(cell, name) for cell in cells_at(results, D, N)])
-                if np.ndim(mean) == 0:
-                    continue
-                lengths = range(1, len(mean) + 1)
-                style = {"color": shade, "marker": marker, "ms": 4, "capsize": 2}
-                panel.errorbar(lengths, mean, bars(stderr), label=f"N = {N:,}", **style)
-            other = reference(results, D, "orbit", name)
-            if np.ndim(other):
-                label = "O Bayes over relabelled urns, in the model's place"
-                panel.errorbar(range(1, len(other) + 1), other, color="black", ls="--", label=label)
-            panel.set_yscale("log")
-            panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
-            label_nats(panel)
-        line_of_axes[0].set_ylabel(f"KL from {PREDICTORS[key][0]}\n(nats, {kind_of(results)})")
-    for panel in axes[1]:
-        panel.set_xlabel("draws in the context")
-    add_legend(figure, axes[0, 0])
-    add_title(figure, title, "where in the sequence does the strategy show?")
-    return figure
+    steps = grid_of(results)[1]
+    shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 1, len(steps)))
 
+    def draw(panel, D, key):
+        for N, color, marker in zip(steps, shades, itertools.cycle("osD^v"), strict=False):
+            numbers = over_seeds([exact(cell, key) for cell in cells_at(results, D, N)])
+            lengths = range(1, np.size(numbers[0]) + 1)
+            draw_line(panel, lengths, numbers, label=f"N = {N:,}", color=color, marker=marker, ms=4)
+        other, label = reference(results, D, "orbit", key), "O Bayes over relabelled urns, in the model's place"
+        draw_line(panel, range(1, np.size(other) + 1), (other, np.nan), label=label, color="black", ls="--")
+        panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
+        label_nats(panel)
 
-def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:
-    """The maps of several runs side by side, as requested above and calibrated below, and what the ideal predictors
-    would score: once for neighbors for whom that is the same."""
-    scores = [np.array([ideal_scores(results, key) for key in MAPS]) for results in runs.values()]
-    last = [
-        one.shape != other.shape or not np.allclose(one, other, equal_nan=True)
-        for one, other in itertools.pairwise(scores)
-    ] + [True]
-    widths = []
-    for results, strip in zip(runs.values(), last, strict=True):
-        widths += [max(2.8, 0.65 * len(grid_of(results)[1]))] + strip * [0.55 * len(REFERENCES)]
-    tall = max(len(grid_of(results)[0]) for results in runs.values())
-    size = (2.4 + sum(widths), 2.2 + max(2.8, 1.2 * tall))
-    figure, axes = plt.subplots(2, len(widths), figsize=size, layout="constrained", width_ratios=widths, squeeze=False)
-    columns = iter(zip(axes.T, widths, strict=True))
-    for (name, results), strip in zip(runs.items(), last, strict=True):
-        maps, width = next(columns)
-        for (key, (_, generalizer)), panel in zip(MAPS.items(), maps, strict=True):
-            image = draw_map(panel, results, key)
-            panel.set_ylabel(f"0 = like {generalizer}\nnumber of urns D" if panel in axes[:, 0] else "")
-        lines = [textwrap.fill(line, int(13.5 * width)) for line in titles[name].replace(" (", "\n(", 1).splitlines()]
-        maps[0].set_title("\n".join(lines), fontsize=9)
-        if strip:
-            for key, panel in zip(MAPS, ideals := next(columns)[0], strict=True):
-                draw_ideals(panel, results, key)
-            ideals[0].set_title("ideal\npredictors", fontsize=9)
-    for panel in axes[0]:
-        panel.set_xlabel("")
-    add_scale(figure, image, axes)
-    add_title(figure, "Generalize or memorize", "against raw counts G (top) and posterior mean S (bottom)")
-    notes = textwrap.fill(notes_on(list(runs.values())), int(12 * size[0]))
-    figure.supxlabel(f"{LETTERS}\n{notes}", fontsize=9)
-    return figure
+    keys, kind = ("kl_to_posterior_mean", "kl_to_m"), kind_of(results)
+    rows = {f"KL from {PREDICTORS[x][0]}\n(nats, {kind})": functools.partial(draw, key=f"{x}_by_length") for x in keys}
+    question = "where in the sequence does the strategy show?"
+    return draw_panels(results, title, question, rows, "draws in the context")
 
 
 # ==== Main ============================================================================================================
@@ -471,7 +566,7 @@ def say(line: object, stream: str = "stdout") -> None:
 
 
 def print_table(runs: dict[str, dict]) -> None:
-    """One line per number of the maps: run, cell, key, mean and standard error over the seeds."""
+    """One line per number of the maps, with its standard error, and per pooled coordinate, with its interval."""
     for name, results in runs.items():
         rows, columns = grid_of(results)
         for key in MAPS:
@@ -480,6 +575,10 @@ def print_table(runs: dict[str, dict]) -> None:
                 number = "missing" if np.isnan(mean[i, j]) else f"{mean[i, j]:.4f}"
                 error = "" if np.isnan(stderr[i, j]) else f" ± {stderr[i, j]:.4f}"
                 say(f"{name} D{rows[i]}_N{columns[j]} {key}: {number}{error}")
+        for key, D, N in itertools.product(("coordinate_r_o", ANSWER), rows, columns):
+            if cells := coordinates_at(results, D, N, key):
+                finding = f": {verdict(cells)}" if key == ANSWER else ""
+                say(f"{name} D{D}_N{N} {key}: {in_words(cells, key, 4)}{finding}")
 
 
 def save(figure: plt.Figure, path: Path) -> bool:
@@ -515,8 +614,7 @@ def main(argv: list[str] | None = None) -> int:
         if name not in paths:
             say(f"{name}: in labels, but there is no such run here")
 
-    yardsticks = {name: (results.get("environment") or {}).get("yardstick_sha256") for name, results in runs.items()}
-    yardsticks = {name: SAME_YARDSTICK.get(sha256, sha256) for name, sha256 in yardsticks.items()}
+    yardsticks = {name: yardstick_of(results) for name, results in runs.items()}
     shown = [name for name in runs if name in labels] or list(runs)
     first = next((name for name in shown if yardsticks[name]), None)
     figures = {"heatmap": draw_heatmap, "distance": draw_distance, "curves": draw_curves, "positions": draw_positions}
@@ -535,6 +633,8 @@ def main(argv: list[str] | None = None) -> int:
 
     compared = {name: runs[name] for name in shown}
     unwritten.append(save(draw_compare(compared, titles), folder / "compare.png"))
+    if answering := comparable(compared):
+        unwritten.append(save(draw_answer(answering), folder / "answer.png"))
     print_table(compared)
     return int(any(unwritten))
 

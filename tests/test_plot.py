@@ -30,6 +30,7 @@ def results(seeds=1, shift=0.0) -> dict:
                         "relative_divergence_posterior_mean": r / 2 + i / 100,
                         "kl_to_m": (1 - r) / 10 + i / 100,
                         "kl_to_posterior_mean": 0.02,
+                        "kl_to_orbit": 0.02,
                         "expected_loss": 1.2 + r / 10 + i / 100,
                         "kl_to_posterior_mean_by_length": [0.01, 0.02, 0.03],
                         "kl_to_m_by_length": [0.03, 0.02, 0.01],
@@ -76,6 +77,35 @@ def results(seeds=1, shift=0.0) -> dict:
 
 def compare_one(run, title):
     return plot.draw_compare({"run_0": run}, {"run_0": title})
+
+
+def line_cell(D, seed, t, nats=(0.03, 0.02), bias=0.005, to_m=None) -> dict:
+    """A cell at t on the line from R to O, which are KL(R || O), KL(O || R) = nats apart; the model is `bias` from the
+    nearer one but for its noise, and 0.01 from there with it."""
+    to_r, to_o = max(t, 0) * sum(nats), max(t, 0) * sum(nats) + nats[1] - t * sum(nats)
+    shift = bias - min(to_r, to_o)
+    biases = {"best_counting": to_r + shift, "orbit": to_o + shift, "m": 0.3 if to_m is None else to_m}
+    return {
+        "n_tasks": D,
+        "n_steps": 500,
+        "seed": seed,
+        "relative_divergence": 0.5,
+        "coordinate_r_o": t - 0.1,
+        "bias_coordinate_r_o": t,
+        **{f"exact_bias_to_{name}": value for name, value in biases.items()},
+        "exact_kl_to_best_counting": to_r + 0.01 - 0.1 * sum(nats),
+        "exact_kl_to_orbit": to_o + 0.01,
+        "reference": {"best_counting": {"kl_to_orbit": nats[1]}, "orbit": {"kl_to_best_counting": nats[0]}},
+    }
+
+
+def line_run(cells, **config) -> dict:
+    tasks = sorted({cell["n_tasks"] for cell in cells})
+    return {"config": {"tasks": tasks, "steps": [500, 100], "embedding": "gaussian", **config}, "cells": cells}
+
+
+def between(tasks=(2, 4), start=0.7, step=0.02, seeds=5, **options) -> list[dict]:
+    return [line_cell(D, seed, start + step * seed, **options) for D in tasks for seed in range(seeds)]
 
 
 FIGURES = [plot.draw_distance, plot.draw_curves, plot.draw_positions, plot.draw_heatmap]
@@ -618,7 +648,8 @@ ODD = [
 def test_any_label_is_drawn(monkeypatch, label):
     monkeypatch.setattr(plot, "labels", {"run_0": label})
     title = plot.title_of("run_0", tiny())
-    for figure in (plot.draw_heatmap(tiny(), title), compare_one(tiny(), title)):
+    answer = plot.draw_answer({"run_0": line_run(between([2]))})
+    for figure in (plot.draw_heatmap(tiny(), title), compare_one(tiny(), title), answer):
         for text in figure.findobj(plot.plt.Text):
             text.get_window_extent()  # for which its letters are taken from the font
 
@@ -642,3 +673,235 @@ def test_runs_measured_with_another_yardstick_are_marked(tmp_path, monkeypatch, 
     monkeypatch.setattr(plot, "labels", {"run_2": "the only one shown"})
     assert plot.main([str(tmp_path)]) == 0
     assert "run_2: measured" not in capsys.readouterr().out
+
+
+# ==== The answer ======================================================================================================
+
+
+def test_student_quantiles_are_those_of_the_tables():
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 11: 2.201}
+    table |= {14: 2.145, 19: 2.093, 24: 2.064, 29: 2.045, 30: 2.042, 39: 2.023, 40: 2.021, 120: 1.980}
+    for n, quantile in table.items():
+        assert plot.student_quantile(n) == pytest.approx(quantile, abs=6e-4)
+
+
+def coordinate_by_the_book(cells, kl) -> tuple[float, float, float]:
+    """Ratio of summed numerators and denominators, and its jackknife, in plain loops over the cells."""
+
+    def ratio(cells):
+        numerator = denominator = 0.0
+        for cell in cells:
+            r_o = cell["reference"]["orbit"]["kl_to_best_counting"]
+            o_r = cell["reference"]["best_counting"]["kl_to_orbit"]
+            numerator += cell[f"exact_{kl}_best_counting"] - cell[f"exact_{kl}_orbit"] + o_r
+            denominator += r_o + o_r
+        return numerator / denominator
+
+    n = len(cells)
+    without = [ratio(cells[:i] + cells[i + 1 :]) for i in range(n)]
+    mean = sum(without) / n
+    error = ((n - 1) / n * sum((x - mean) ** 2 for x in without)) ** 0.5
+    half = {2: 4.302653, 6: 2.446912, 7: 2.364624}[n - 1] * error
+    return ratio(cells), ratio(cells) - half, ratio(cells) + half
+
+
+@pytest.mark.parametrize("seeds", [3, 7, 8])
+def test_the_pooled_coordinate_is_a_ratio_of_sums_with_a_jackknife_interval(seeds):
+    random = np.random.default_rng(seeds)
+    cells = [line_cell(2, i, random.normal(0.7, 0.5), tuple(random.uniform(0.0001, 0.1, 2))) for i in range(seeds)]
+    for key, kl in {"bias_coordinate_r_o": "bias_to", "coordinate_r_o": "kl_to"}.items():
+        wanted = coordinate_by_the_book(cells, kl)
+        np.testing.assert_allclose(plot.pooled_coordinate(cells, key), wanted, atol=1e-6)
+        assert abs(wanted[0] - np.mean([cell[key] for cell in cells])) > 0.01  # not the mean of the ratios
+
+
+def test_a_seed_whose_r_equals_o_is_left_out_and_counted():
+    cells = between(tasks=[2], seeds=4)
+    same = line_cell(2, 4, 9.0, (0.0, 0.0)) | {"bias_coordinate_r_o": None}
+    assert plot.pooled_coordinate([*cells, same]) == plot.pooled_coordinate(cells)
+    assert plot.in_words([*cells, same]).endswith("4 of 5 seeds") and plot.in_words(cells).endswith("], 4 seeds")
+    assert plot.standing([*cells, same]) == "between" and plot.verdict([same]) == "R equals O"
+    assert np.isnan(plot.pooled_coordinate([same])).all()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_have_no_interval_and_decide_nothing(seeds):
+    cells = between(tasks=[2], start=0.9, step=0, seeds=seeds)
+    value, low, high = plot.pooled_coordinate(cells)
+    assert value == pytest.approx(0.9) and np.isnan([low, high]).all()
+    assert plot.verdict(cells) == "undecided" and plot.in_words(cells) == f"0.90, {seeds} seed{'s' * (seeds > 1)}"
+
+
+@pytest.mark.parametrize(
+    "start, step, wanted",
+    [
+        (0.51, 0, "memorizes up to a renaming"),
+        (0.49, 0, "counts"),
+        (0.45, 0.04, "undecided"),
+        (0.6, 0.001, "memorizes up to a renaming"),
+        (-0.3, 0.01, "counts"),
+        (0.3, 0.15, "undecided"),
+    ],
+)
+def test_the_verdict_is_where_the_whole_interval_is(start, step, wanted):
+    assert plot.verdict(between(tasks=[2], start=start, step=step)) == wanted
+
+
+def test_models_farther_from_r_and_o_than_these_are_apart_are_neither():
+    nats = (0.03, 0.02)
+    assert plot.standing([line_cell(2, 0, 0.6, nats, bias=0.0299)]) == "between"  # between the two distances
+    assert plot.standing([line_cell(2, 0, 0.6, nats, bias=0.0301)]) == "neither"
+    far, near = line_cell(2, 0, 0.6, nats, bias=0.05), line_cell(2, 1, 0.6, nats, bias=0.005)
+    assert plot.standing([far]) == "neither" and plot.standing([far, near]) == "between"  # by means over the seeds
+    assert plot.verdict(between(bias=0.05)) == "neither"
+
+
+def test_models_nearer_to_m_than_to_r_and_o_are_neither_whatever_their_coordinate():
+    for bias in (0.005, 0.05):
+        cells = between(tasks=[2], start=0.95, bias=bias, to_m=bias - 0.001)
+        assert plot.standing(cells) == "M" and plot.verdict(cells) == "neither (M is nearest)"
+        assert plot.standing(between(bias=bias, to_m=bias + 0.03)) != "M"
+
+
+def test_the_answer_is_of_the_runs_of_one_configuration_with_most_models():
+    one = {"alpha": 1.0, "lr": 1e-4, "schedule": "constant"}
+    two = {"alpha": 0.3, "lr": 1e-3, "schedule": "linear"}
+    runs = {
+        "run_0": line_run(between(seeds=1), **one),
+        "run_1": line_run(between(seeds=1), **one, embedding="fixed"),
+        "run_3": line_run(between(seeds=5), **one),
+        "run_4": line_run(between(seeds=3, tasks=[2]), **two, seeds=3),
+        "run_5": line_run(between(seeds=3), **two, embedding="permutation", device="cuda"),
+        "run_6": line_run(between(seeds=3), **two, embedding="fixed"),
+        "run_7": line_run(between(seeds=8), **two) | {"environment": {"yardstick_sha256": "another"}},
+        "run_8": line_run(between(seeds=8), **two, d_model=256),
+        "run_9": results(),
+    }
+    assert list(plot.comparable(runs)) == ["run_4", "run_5", "run_6"]
+    assert list(plot.comparable({name: runs[name] for name in ("run_0", "run_1", "run_9")})) == ["run_0", "run_1"]
+    assert plot.comparable({"run_9": runs["run_9"]}) == {}
+
+
+def three_runs() -> dict:
+    """The models of run_4 are decided at D = 2 only, those of run_5 far from all, and those of run_6 near M."""
+    decided, undecided = between([2], 0.7), between([4], 0.3, 0.1)
+    undecided[2] |= {"bias_coordinate_r_o": None}
+    decided[0] |= line_cell(2, 0, -3.0, (0.0001, 0.0001))
+    decided[4] |= line_cell(2, 4, 5.0, (0.0001, 0.0001), bias=0.00005)
+    return {
+        "run_4": line_run(decided + undecided),
+        "run_5": line_run(between(bias=0.06), embedding="permutation"),
+        "run_6": line_run(between(start=0.9, to_m=0.001), embedding="fixed"),
+    }
+
+
+def marks(panel, size=None) -> list[tuple]:
+    """(x, row, marker, filled) of the seeds of a panel, or of marks of this size."""
+    drawn = [line for line in panel.lines if line.get_marker() != "None" and np.isfinite(line.get_xdata()).all()]
+    drawn = [line for line in drawn if (line.get_color() == "0.4" if size is None else line.get_markersize() == size)]
+    return [
+        (
+            float(line.get_xdata()[0]),
+            round(line.get_ydata()[0]),
+            line.get_marker(),
+            line.get_markerfacecolor() != "white",
+        )
+        for line in drawn
+    ]
+
+
+def test_the_answer_shows_every_seed_and_all_of_them_with_their_interval():
+    runs = three_runs()
+    figure = plot.draw_answer(runs)
+    gaussian, permutation, fixed = figure.axes
+    ends = gaussian.get_xlim()
+    seeds = marks(gaussian)
+    assert seeds[:2] == [(ends[0], 0, "<", False), (0.72, 0, "o", True)]  # far off, and its R and O hardly apart
+    assert seeds[4] == (ends[1], 0, ">", True)
+    np.testing.assert_allclose([x for x, row, *_ in seeds if row == 1], [0.3, 0.4, 0.6, 0.7])  # none where R equals O
+    assert all(not filled and marker == "o" for _, _, marker, filled in marks(permutation))
+    assert all(not filled and marker == "D" for _, _, marker, filled in marks(fixed))
+    for panel, run in zip(figure.axes, runs.values(), strict=True):
+        pooled = [plot.pooled_coordinate(plot.coordinates_at(run, D)) for D in (2, 4)]
+        np.testing.assert_allclose([x for x, *_ in marks(panel, size=9)], [value for value, *_ in pooled])
+        drawn = [line.get_xdata() for line in panel.lines if len(line.get_xdata()) == 2 and line.get_lw() == 2]
+        np.testing.assert_allclose(drawn, [interval for _, *interval in pooled])
+        assert [label.get_text() for label in panel.get_yticklabels()] == ["D = 2", "D = 4"]
+        assert [line.get_xdata()[0] for line in panel.lines[:2]] == [0, 1]
+    sizes = [line.get_markersize() for line in gaussian.lines if line.get_color() == "0.4" and line.get_marker() == "o"]
+    assert len(set(sizes)) == 1
+
+
+def test_the_answer_is_said_in_words_and_none_where_models_are_off_the_line():
+    figure = plot.draw_answer(three_runs())
+    gaussian, permutation, fixed = figure.axes
+    top, *rows = [text for text in texts(gaussian) if "[" not in text], *texts(gaussian)[2:]
+    assert "counts" in top[0] and "memorizes up to a renaming" in top[1]
+    assert rows[0].startswith("memorizes up to a renaming\n0.74 [0.") and rows[0].endswith("5 seeds")
+    assert rows[1].startswith("undecided\n0.50 [") and rows[1].endswith("4 of 5 seeds")
+    assert texts(permutation) == ["neither"] * 2 and texts(fixed) == ["neither (M is nearest)"] * 2
+    title = "run_4 (gaussian embeddings): memorizes up to a renaming at D = 2, undecided at D = 4"
+    assert figure.get_suptitle().replace("\n", " ") == title
+    assert [len(panel.collections) for panel in figure.axes] == [4, 0, 0]  # what is behind models on the line
+    assert "ordinary Transformer" in fixed.get_ylabel() and "500 updates" in fixed.get_xlabel()
+    for word in ("jackknife 95%", "neither", "M, Bayes over the urns", "off the scale", "nested", "left out"):
+        assert word in figure.get_supxlabel()
+    counting = plot.draw_answer({"run_0": line_run(between([2, 4], 0.1) + between([8], 0.9))}).get_suptitle()
+    assert counting.endswith("counts at D = 2 and 4, memorizes up to a renaming at D = 8")
+
+
+@pytest.mark.parametrize("tasks", [(2,), (2, 4), (4, 8, 16, 32)])
+def test_words_of_the_answer_fit_into_the_figure_and_do_not_overlap(tasks, monkeypatch):
+    monkeypatch.setattr(plot, "labels", {"run_1": "a run with a label that is long"})
+    run = line_run(between(tasks), embedding="permutation")
+    figure = plot.draw_answer({"run_0": run, "run_1": run, "run_2": line_run(between(tasks, to_m=0.0))})
+    figure.canvas.draw()
+    words = [text for panel in figure.axes for text in (*panel.texts, panel.yaxis.label)]
+    words += [figure._suptitle, figure._supxlabel, figure.axes[-1].xaxis.label]
+    boxes = [text.get_window_extent() for text in words]
+    bounds = figure.bbox.padded(1)
+    assert all(box.x0 >= bounds.x0 and box.x1 <= bounds.x1 for box in boxes)
+    assert all(box.y0 >= bounds.y0 and box.y1 <= bounds.y1 for box in boxes)
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def test_the_answer_is_drawn_and_printed_where_runs_have_coordinates(tmp_path, monkeypatch, capsys, unsaved):
+    for name, run in {**three_runs(), "run_9": results()}.items():
+        write(tmp_path, name, run)
+    assert plot.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "run_4 (gaussian" in (tmp_path / "answer.png").read_text()
+    value, low, high = plot.pooled_coordinate(between([2], 0.7, bias=0.06))
+    line = f"run_5 D2_N500 bias_coordinate_r_o: {value:.4f} [{low:.4f}, {high:.4f}], 5 seeds: neither\n"
+    assert line in out and f"run_5 D2_N500 coordinate_r_o: {value - 0.1:.4f} [" in out
+    assert "run_4 D4_N500 bias_coordinate_r_o: 0.5000 [" in out and "4 of 5 seeds: undecided\n" in out
+    assert not [text for text in out.splitlines() if text.startswith("run_9") and "coordinate" in text]
+    monkeypatch.setattr(plot, "labels", {"run_6": "the only one"})
+    assert plot.main([str(tmp_path)]) == 0
+    assert (tmp_path / "answer.png").read_text().startswith("the only one: neither (M is nearest) at D = 2 and 4")
+
+
+def test_the_best_counting_rule_is_a_strategy_where_the_run_has_it():
+    run = results(seeds=2)
+    for cell in run["cells"]:
+        cell |= {"exact_kl_to_best_counting": 0.07, "exact_weight_best_counting": 0.1}
+        cell["reference"]["best_counting"] = cell["reference"]["orbit"] | {"relative_divergence": 0.65}
+        for reference in cell["reference"].values():
+            reference["kl_to_best_counting"] = 0.0015
+    axes = plot.draw_heatmap(run, "").axes[1]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["S", "R", "O", "M"]
+    np.testing.assert_allclose(axes.images[0].get_array()[0], [0.6, 0.65, 0.7, 0.9])
+    above, *_, below = plot.draw_distance(run, "").axes
+    np.testing.assert_allclose(line_of(above, "from R")[:, 1], 0.07)
+    np.testing.assert_allclose([bar.get_height() for bar in below.containers[1]], 0.1)
+    assert [bar.get_alpha() for bar in below.containers[1]] == [0.25, 0.25]  # R is 0.0015 from the others
+    assert len({(marker, str(line)) for _, _, marker, line, _ in plot.PREDICTORS.values()}) == 5
+    assert len({hatch for *_, hatch in list(plot.PREDICTORS.values())[1:]}) == 4
+
+
+def test_the_scale_of_the_loss_holds_all_of_its_points():
+    figure = plot.draw_curves(results(), "")
+    for panel in figure.axes[:3]:
+        low, high = panel.get_ylim()
+        for line in panel.lines:
+            assert low <= np.min(line.get_ydata()) and np.max(line.get_ydata()) <= high
