@@ -749,6 +749,12 @@ class Ensemble:
                 known = [*there][: len(first)] if isinstance(there, list | tuple) else []
                 pairs = itertools.zip_longest(known, zip(*values, strict=True))
                 new = type(first)(merged(*pair) for pair in pairs)
+            if (
+                isinstance(new, tuple)
+                and len(known) == len(new)
+                and all(x is y for x, y in zip(known, new, strict=True))
+            ):
+                return there
             if type(there) is not type(new) or not isinstance(new, dict | list):
                 return first if new is None else new
             there.clear()
@@ -1402,7 +1408,7 @@ class RunDirectory:
 
         for field in fields(config):
             value = getattr(self.config, field.name)
-            if value != getattr(config, field.name):
+            if strict_json([value]) != strict_json([getattr(config, field.name)]):
                 pairs(planned(self.study, replace(config, **{field.name: value})))
         kept = []
         for new, old in pairs(plan):

@@ -333,6 +333,67 @@ def test_a_field_that_this_script_does_not_have_is_told(folder, capsys):
     assert run(folder) == 2 and "(momentum 0.9 -> None)" in capsys.readouterr().err
 
 
+def test_results_that_disagree_are_told_and_not_touched(folder, capsys):
+    text = (folder / "all_results.json").read_text()
+    everything = json.loads(text)
+    everything["cells"][0]["kl_to_g"] += 1
+    (folder / "all_results.json").write_text(json.dumps(everything))
+    before = listing(folder)
+    assert run(folder) == 2 and listing(folder) == before
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "all_results.json" in err and "final_info.json" in err and "--overwrite" in err
+
+
+def test_a_run_with_a_value_that_json_lacks_grows(tmp_path):
+    study = replace(experiment.STUDY, Config=Unlimited)
+    again = lambda argv: harness.run_study(study, argv)  # noqa: E731
+    assert run(tmp_path / "run", main=again) == 0
+    assert run(tmp_path / "run", "--seeds", 2, main=again) == 0 and steps(tmp_path / "run") == 10
+    assert run(tmp_path / "anew", "--seeds", 2, main=again) == 0
+    assert results(tmp_path / "run")[:2] == results(tmp_path / "anew")[:2]
+
+
+@pytest.mark.parametrize("part", ["last_task", "late", "cell", "extras"])
+def test_what_is_read_off_a_list_late_or_of_one_model_alone_is_noticed(tmp_path, monkeypatch, part):
+    right = experiment.UrnTrajectory
+
+    def optimizer(self, params, lr):
+        return torch.optim.AdamW(params.values(), lr=lr * (5 if self.n_tasks == self.config.tasks[-1] else 1))
+
+    def batches(self, first, n, device):
+        found = batches.right(self, first, n, device)
+        return found | {"codes": found["codes"] * (1 if first < 200 else len(self.config.tasks))}
+
+    batches.right = right.batches
+    cell, extras = right.cell, right.extras
+    edits = {
+        "last_task": ("optimizer", optimizer),
+        "late": ("batches", batches),
+        "cell": ("cell", lambda self, points: cell(self, points) | {"tasks": len(self.config.tasks)}),
+        "extras": ("extras", lambda self, points: extras(self, points) | {"tasks": len(self.config.tasks)}),
+    }
+    monkeypatch.setattr(right, *edits[part])
+    grid = ["--tasks", 2, 3, "--steps", 250 if part == "late" else 10]
+    assert run(tmp_path / "run", *grid) == 0
+    assert run(tmp_path / "run", "--tasks", 2, 3, 4, *grid[3:]) == 2
+
+
+def test_a_yardstick_that_was_overwritten_does_not_grow_a_run(folder, monkeypatch, capsys):
+    right = experiment.kl_divergence
+    monkeypatch.setattr(experiment, "kl_divergence", lambda p, q: 2 * right(p, q))
+    assert run(folder, "--seeds", 2) == 2 and "yardstick_sha256" in capsys.readouterr().err
+
+
+def test_a_run_that_grows_on_another_machine_says_where_its_parts_are_from(folder, monkeypatch):
+    first = json.loads((folder / "all_results.json").read_bytes())["environment"]
+    monkeypatch.setattr(harness.platform, "platform", lambda: "another")
+    assert run(folder, "--seeds", 2) == 0
+    everything = json.loads((folder / "all_results.json").read_bytes())
+    assert everything["environment"]["platform"] == "another" and everything["earlier_environments"] == [first]
+    before = listing(folder)
+    assert run(folder, "--seeds", 2) == 0 and listing(folder) == before
+
+
 def test_a_folder_where_a_result_should_be_is_one_line(folder, capsys):
     (folder / "final_info.json").unlink()
     (folder / "final_info.json").mkdir()

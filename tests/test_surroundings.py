@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 
 import experiment
 import harness
@@ -378,3 +380,50 @@ def test_variables_of_the_progress_bar_change_nothing(tmp_path):
         done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
         told.append([line.partition(",")[0] for line in done.stdout.splitlines() if line.startswith("progress")])
     assert told[0] == told[1] != []
+
+
+def test_the_settings_of_the_program_around_change_no_number_and_stay(tmp_path):
+    arguments = ["--n_layers=1", "--d_model=16", "--n_test=4", "--seq_len=4", "--tasks=4", "--steps=5", "--device=cpu"]
+    assert experiment.main([*arguments, "--out_dir", str(tmp_path / "usual")]) == 0
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    try:
+        assert experiment.main([*arguments, "--out_dir", str(tmp_path / "here")]) == 0
+        found = (torch.get_default_dtype(), torch.get_default_device().type, torch.is_grad_enabled())
+        assert found == (torch.float64, "meta", False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
+    usual, here = ((tmp_path / name / "final_info.json").read_bytes() for name in ("usual", "here"))
+    assert usual == here
+
+
+def test_a_study_that_is_made_twice_is_still_the_script_that_was_read(tmp_path, monkeypatch):
+    script = str(Path(experiment.__file__))
+    before = harness.environment(experiment.STUDY, torch.device("cpu"))["script_sha256"]
+    monkeypatch.setattr(harness.Path, "read_bytes", lambda path: b"# edited since")
+    replace(experiment.STUDY)
+    assert harness.environment(experiment.STUDY, torch.device("cpu"))["script_sha256"] == before and script
+
+
+def test_a_full_disk_below_standard_output_takes_nothing_from_the_program_around(tmp_path):
+    """What it prints later, when there is room again, arrives; no descriptor is lost."""
+    program = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import os, resource, signal, experiment
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8, resource.RLIM_INFINITY))
+print("1234567", flush=True)
+before = len(os.listdir("/proc/self/fd"))
+import harness
+with harness.as_found():
+    print("lost")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert len(os.listdir("/proc/self/fd")) == before
+print("kept")
+"""
+    with open(tmp_path / "out", "wb") as out:
+        done = subprocess.run([sys.executable, "-B", "-c", program], stdout=out, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, (tmp_path / "out").read_text()) == (0, "1234567\nkept\n"), done.stderr

@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import fields, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import experiment
 import harness
@@ -544,16 +545,82 @@ class Holding(experiment.Model):
         return logits * self.scale * (1.1 if self.flag else 0.9) + self.cache * 0.01 * (noise + math.sin(known))
 
 
-KEEPERS = {"hidden": hidden, "slow weights": Lookahead, "a wrapper": Wrapper}
+class Slots:
+    """Counts in a slot, beside what cannot be saved."""
+
+    __slots__ = ("calls", "rule")
+
+    def __init__(self):
+        self.calls, self.rule = 0, lambda x: x / (1 + 0.1 * self.calls)
+
+    def __call__(self, x):
+        self.calls += 1
+        return self.rule(x)
+
+
+class Sharing(experiment.Model):
+    """What two places hold, what has no tensor at first or another shape later, and what is beside the modules."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.numpy, self.python = np.random.rand(), random.random()
+        self.norm = torch.nn.utils.spectral_norm(torch.nn.Linear(config.n_colors, config.n_colors))
+        self.register_buffer("mean", None)
+        self.register_buffer("seen", torch.zeros(1, config.n_colors))
+        self.counts, self.slots, self.teacher = {"calls": 0}, Slots(), [torch.nn.Linear(config.n_colors, 1)]
+        self.views = list(self.seen.unbind(1))
+        counts = self.counts
+        self.register_forward_hook(lambda *_: counts.update(calls=counts["calls"] + 1))
+
+    def forward(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        logits = self.norm(super().forward(tokens, codes))
+        new = logits.detach().mean((0, 1))
+        if self.training:
+            self.mean = new if self.mean is None else 0.9 * self.mean + 0.1 * new
+            self.seen = torch.cat([self.seen, new[None]])
+            for p in self.teacher[0].parameters():
+                p.data.mul_(0.9)
+        extra = self.counts["calls"] * self.numpy + self.python + self.teacher[0](new) + self.seen.sum(0)
+        return self.slots(logits + self.mean + 0.1 * extra)
+
+
+class OnParameters(torch.optim.SGD):
+    """Its state is on the parameters, two of which are frozen in turn; a hook of one of them counts."""
+
+    def __init__(self, params: dict, lr: float):
+        super().__init__(params.values(), lr=lr)
+        self.calls, counts = 0, {"calls": 0}
+        first = next(iter(params.values()))
+
+        def growing(grad):
+            counts["calls"] += 1
+            return grad * (1 + 0.1 * counts["calls"])
+
+        first.register_hook(growing)
+
+    @torch.no_grad()
+    def step(self):
+        super().step()
+        self.calls += 1
+        parameters = self.param_groups[0]["params"]
+        for p in parameters:
+            p.speed = 0.9 * getattr(p, "speed", 0.0) + p.sum()
+            p.sub_(1e-3 * p.speed)
+        parameters[-1].requires_grad_(self.calls % 2 == 0)
+        parameters[-1].grad = None
+
+
+KEEPERS = {"on parameters": lambda params, lr: OnParameters(params, lr)}
+KEEPERS |= {"hidden": hidden, "slow weights": Lookahead, "a wrapper": Wrapper}
 KEEPERS["sparse"] = lambda params, lr: Sparse(params.values(), lr=lr)
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("what", [*KEEPERS, "model"])
+@pytest.mark.parametrize("what", [*KEEPERS, Holding, Sharing])
 def test_whatever_model_and_optimizer_hold_is_in_the_state(monkeypatch, what, updates):
     """Also what is made later than at the start; nothing that is continued depends on when it was interrupted."""
-    if what == "model":
-        monkeypatch.setattr(experiment, "Model", Holding)
+    if isinstance(what, type):
+        monkeypatch.setattr(experiment, "Model", what)
     else:
         monkeypatch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: KEEPERS[what](params, lr))
     (whole,), (part,), (rest,) = (planned(small()) for _ in range(3))
@@ -563,10 +630,65 @@ def test_whatever_model_and_optimizer_hold_is_in_the_state(monkeypatch, what, up
     rest.step, (rest.state,) = updates, map(as_read, interrupted.states())
     continued = Ensemble([rest], CPU)
     continued.restore()
-    assert continued.states()[0].keys() == rest.state.keys()
-    torch.testing.assert_close(continued.states()[0], rest.state, rtol=0, atol=0)
+    torch.testing.assert_close(continued.states()[0]["weights"], rest.state["weights"], rtol=0, atol=0)
     advance(continued, 10 - updates)
     torch.testing.assert_close(continued.states(), uninterrupted.states(), rtol=0, atol=0)
+
+
+class Pair(NamedTuple):
+    calls: int
+    total: float
+
+
+def named_tuple(model):
+    model.kept = Pair(model.kept.calls + 1, 2.0) if hasattr(model, "kept") else Pair(0, 1.0)
+    return 1 + model.kept.calls
+
+
+def python_generator(model):
+    if not hasattr(model, "kept"):
+        model.kept = iter_of_numbers()
+    return next(model.kept)
+
+
+def iter_of_numbers():
+    yield from range(1, 1000)
+
+
+def removed(model):
+    if hasattr(model, "extra"):
+        del model.extra
+        return 2.0
+    return 1.0
+
+
+def counting_function(model):
+    calls = model.kept = getattr(model, "kept", None) or partial(lambda calls: calls.append(1) or len(calls), [])
+    return calls()
+
+
+@pytest.mark.parametrize("way", [named_tuple, python_generator, removed, counting_function])
+def test_what_does_not_come_back_is_refused_or_comes_back(tmp_path, monkeypatch, capsys, way):
+    """Before anything is trained, by a copy that is continued."""
+
+    class Model(experiment.Model):
+        def __init__(self, config: Config):
+            super().__init__(config)
+            self.extra = 1
+            way(self) if way is not removed else None
+
+        def forward(self, tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+            return super().forward(tokens, codes) / (way(self) if self.training else 1)
+
+    monkeypatch.setattr(experiment, "Model", Model)
+    arguments = "--n_layers 1 --d_model 16 --seq_len 4 --n_test 4 --tasks 2 --steps 10 --device cpu --out_dir".split()
+    status = experiment.main([*arguments, str(tmp_path / "run")])
+    err = capsys.readouterr().err
+    if way is counting_function:
+        assert (status, err) == (0, "")
+    else:
+        assert status == 1 and re.search("changes in training: checkpoints hold|a checkpoint does not hold all", err)
+        assert "in cell D2_N10 (seed 0), after step 0" in err
 
 
 def test_a_restored_ensemble_shares_nothing_with_its_checkpoint():
@@ -685,6 +807,36 @@ def test_a_loss_that_is_not_finite_names_d_seed_and_step(rung):
     ensemble.params["decoder.norm.weight"].data.view(-1, 16)[-1] = math.nan  # of the last member
     with pytest.raises(harness.NotFiniteError, match="D=4, seed=0, step=8$"):
         advance(ensemble, 20)
+
+
+def test_messages_name_the_metric(monkeypatch):
+    def loss(trajectory, model, tokens, codes):
+        objective = experiment.next_draw_loss(model(tokens[:, :-1], codes), tokens)
+        return objective, {"loss": objective, "ratio": objective / 0}
+
+    monkeypatch.setattr(UrnTrajectory, "loss", loss)
+    with pytest.raises(harness.NotFiniteError, match="^ratio is not finite at D=2, seed=0, step=1"):
+        advance(Ensemble(planned(small()), CPU), 3)
+    (progress,) = planned(small())
+    with pytest.raises(harness.NotFiniteError, match=r"^what is observed \(P\) is not finite at D=2, seed=0, step=0"):
+        progress.measure({"P": torch.tensor([math.nan])})
+    long = {name: 1.0 for name in "abcdefghijklmnopqrstuvwxyz" * 3}
+    with pytest.raises(TypeError, match=r"reference.orbit.kl must be numbers, text or None, is tensor"):
+        harness.plain({"reference": {"others": long, "orbit": {"kl": torch.ones(())}}})
+
+
+def test_an_optimizer_with_a_hook_is_never_stacked(monkeypatch):
+    """What a hook does with the elements of a tensor is not known."""
+
+    def optimizer(trajectory, params, lr):
+        made = torch.optim.AdamW(params.values(), lr=lr)
+        made.register_step_pre_hook(lambda *_: None)
+        return made
+
+    for hooked in (optimizer, lambda trajectory, params, lr: Wrapper(params, lr)):
+        monkeypatch.setattr(UrnTrajectory, "optimizer", hooked)
+        groups = harness.plan_groups(planned(small(tasks=(2, 3))), torch.device("cuda"))
+        assert [(len(group), rung) for group, rung in groups] == 2 * [(1, "plain")]
 
 
 def test_what_is_observed_is_not_measured_if_it_is_not_a_number():
