@@ -9,21 +9,21 @@ generalizers and memorizers, and writes `final_info.json` and `all_results.json`
     python experiment.py --out_dir=run_1
 """
 
-# harness.py, which needs no edit, trains and measures what this file describes: `Config`, whose fields are the flags,
-# and `plan(config)`, the models to train, each a `Trajectory` with these methods, written for one model:
+# harness.py, which needs no edit, trains what this file describes: `Config`, whose fields are the flags, and
+# `plan(config)`, the models to train, each a `Trajectory` with these methods, written for one model:
 #   data                               what batches and measurements rest on, made once
 #   model()                            nn.Module at its start
-#   batches(first, n, device)          {name: tensor [n, ..]} for the updates first to first + n - 1, random by
-#                                      self.stream("..", first // n); whatever changes during training is in them
+#   batches(first, n, device)          {name: tensor [n, ..]} for updates first to first + n - 1, random by
+#                                      self.stream("..", first // n); what changes during training is in them
 #   loss(model, **batch)               objective and {name: what to report}, scalar tensors, for a batch without the [n]
 #   optimizer(params, lr)              of parameters by name, on a GPU [models, ..]; lr is the highest rate
 #   learning_rate(update, updates)     where it depends on `updates`, every cell is trained on its own
 #   observe(model, update)             tensors on the CPU, read off the model
-#   measure(observed, update, recent, points)
-#                                      a dict of numbers; recent: {name: [what loss() reported in the last updates]}
+#   measure(observed, update, recent, points)  a dict of numbers; recent: {name: [what loss() reported lately]}
 #   finished(points)                   whether to end early; not defined here: never
 #   cell(points), extras(points)       the numbers of a cell of the grid; what else the results keep
-# A trajectory's clip_norm clips gradients. headlines() go to final_info.json, YARDSTICK is what measures them.
+# headlines() go to final_info.json, YARDSTICK measures them. What a list of the grid means for a trajectory is among its
+# fields, beside clip_norm, and not read off self.config: a complete run may grow.
 
 import itertools
 import math
