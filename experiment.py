@@ -22,7 +22,7 @@ generalizers and memorizers, and writes `final_info.json` and `all_results.json`
 #   measure(observed, update, recent, points)  a dict of numbers; recent: {name: [what loss() reported lately]}
 #   finished(points)                   whether to end early; not defined here: never
 #   cell(points), extras(points)       the numbers of a cell of the grid; what else the results keep
-# headlines() go to final_info.json, YARDSTICK measures them. What a list of the grid means for a trajectory is among its
+# headlines() go to final_info.json, YARDSTICK measures them. What a list of the grid means for a trajectory is in its
 # fields, beside clip_norm, and not read off self.config: a complete run may grow.
 
 import itertools
