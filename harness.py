@@ -454,18 +454,16 @@ def holdings(value, names: dict[int, str], path: tuple = (), seen: dict | None =
         if isinstance(value, dict | list | tuple):
             parts = list(value.items() if isinstance(value, dict) else enumerate(value))
         elif not isinstance(value, GENERATORS):
-            keys = [
-                key for kind in type(value).__mro__ for key in kind.__dict__.get("__slots__", ()) if key[:2] != "__"
-            ]
+            slots = itertools.chain(*(vars(kind).get("__slots__", ()) for kind in type(value).__mro__))
+            keys = [key for key in slots if not key.startswith("__")]
             keys += [*getattr(value, "__dict__", ()), "__self__", "__closure__", "cell_contents"]
             keys += ["func", "args", "keywords"] * isinstance(value, partial)
             keys += ["requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks"] * own
             with contextlib.suppress(ValueError):  # a closure's variable that has no value
                 parts = [(key, getattr(value, key)) for key in keys if hasattr(value, key)]
     for place, (key, part) in enumerate(parts):
-        if not isinstance(key, str | int) or isinstance(
-            value, OrderedDict
-        ):  # hooks have other numbers in every process
+        # Hooks, in dicts of this kind, have other numbers in every process.
+        if isinstance(value, OrderedDict) or not isinstance(key, str | int):
             key = (names.get(id(key), place),)
         yield from holdings(part, names, (*path, key), seen)
     if not own:
@@ -736,7 +734,7 @@ class Ensemble:
 
         def merged(there, values: list):
             """The members' values as one, in the tensors, lists and dicts that are there: others may hold them too."""
-            first, new = values[0], None
+            first = values[0]
             if isinstance(first, torch.Tensor):
                 own = isinstance(there, torch.Tensor)
                 value = torch.stack(values) if self.stacked and own and there.ndim else first
@@ -749,14 +747,12 @@ class Ensemble:
                 known = [*there][: len(first)] if isinstance(there, list | tuple) else []
                 pairs = itertools.zip_longest(known, zip(*values, strict=True))
                 new = type(first)(merged(*pair) for pair in pairs)
-            if (
-                isinstance(new, tuple)
-                and len(known) == len(new)
-                and all(x is y for x, y in zip(known, new, strict=True))
-            ):
-                return there
-            if type(there) is not type(new) or not isinstance(new, dict | list):
-                return first if new is None else new
+            else:
+                return first
+            if type(there) is not type(new):
+                return new
+            if isinstance(new, tuple):
+                return there if [*map(id, there)] == [*map(id, new)] else new
             there.clear()
             there.update(new) if isinstance(new, dict) else there.extend(new)
             return there
