@@ -81,9 +81,9 @@ def test_faults_and_the_yardstick_of_one_script_are_those_of_two(tmp_path):
     """The lines of the harness are found where they stand."""
     assert bundle(ROOT / "experiment.py", "-o", tmp_path / "single.py").returncode == 0
     text = (tmp_path / "single.py").read_text()
-    wrong = "numbers = {prefix + k: v for prefix in self.weights for k, v in self.scores(P, prefix).items()}"
+    wrong = 'numbers[f"{self.best}mixture_residual"] = residual'
     assert text.count(wrong) == 1
-    (tmp_path / "wrong.py").write_text(text.replace(wrong, "numbers = {'loss': torch.ones(1)}"))
+    (tmp_path / "wrong.py").write_text(text.replace(wrong, 'numbers["mixture_residual"] = torch.ones(1)'))
     done = launch(*GRID, "--plain", "--out_dir=run_1", script=tmp_path / "wrong.py", cwd=tmp_path)
     line = text[: text.index('raise TypeError(f"{key} must be numbers')].count("\n") + 1
     assert done.returncode == 1 and f"line {line} in plain: raise TypeError" in done.stderr, done.stderr

@@ -560,7 +560,7 @@ def test_a_fault_names_its_own_model_and_not_the_first_ones_of_its_ensemble(monk
     last = plan[-1]
     last.recent["loss"] = [1.0]
     with pytest.raises(IndexError) as error, harness.faults_name(plan):
-        last.measure(torch.zeros(3))
+        last.measure({"P": torch.zeros(3)})
     assert error.value.__notes__ == ["in cell D2_N10 (seed 5), after step 0"]
     model = UrnTrajectory.model
     monkeypatch.setattr(UrnTrajectory, "model", lambda self: model(self) if self.seed < 5 else 1 / 0)
