@@ -372,7 +372,7 @@ def faults_name(group: list[Progress], method: Callable | None = None, n: int | 
             for progress in group[:4]:
                 t = progress.trajectory
                 left = [cell for cell in t.cells if cell >= progress.step and t.cells[cell] not in progress.cells]
-                cells.append(f"{t.cells[n or min(left, default=t.updates)]} (seed {t.seed})")
+                cells.append(f"{t.cells[n or min(left or t.cells)]} (seed {t.seed})")
             error.add_note(f"in cell {', '.join(cells)}, after step {group[0].step}")
         raise
 
@@ -662,11 +662,14 @@ class Ensemble:
                 update = finite.all(1).int().argmin().item()
                 which = finite[update].int().argmin().item()
                 raise progress.not_finite(first + update + 1, self.reports[which - 1] if which else "the loss")
+        self.check_rates()
+        by_member = [dict(zip(self.reports, own[:, 1:].T.tolist(), strict=True)) for own in reported.unbind(1)]
+        return reported[..., 0].flatten().tolist(), by_member
+
+    def check_rates(self) -> None:
         rates = [float(options["lr"]) for options in self.options]
         if not np.allclose(rates, [self.lr * scale for scale in self.scales], rtol=1e-6, atol=1e-30):  # float32 tensors
             raise RuntimeError("a schedule belongs in learning_rate(): elsewhere nothing notices what depends on it")
-        by_member = [dict(zip(self.reports, own[:, 1:].T.tolist(), strict=True)) for own in reported.unbind(1)]
-        return reported[..., 0].flatten().tolist(), by_member
 
     @torch.no_grad()
     def observe(self, member: int):
@@ -807,6 +810,7 @@ def check_continuation(trajectory: Trajectory, device: torch.device) -> None:
     continued.cursor.fill_(1)
     for ensemble in 2 * [whole, continued]:
         ensemble.make(ensemble.peak)
+        ensemble.check_rates()
     wanted, found = (tensors_of(ensemble.states()[0]) for ensemble in (whole, continued))
     for name in wanted.keys() & found.keys():
         size = wanted[name].nan_to_num(0.0, 0.0, 0.0).norm()

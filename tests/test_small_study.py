@@ -223,7 +223,7 @@ def test_never_is_counted_and_is_in_no_mean(complete):
 
 def test_killed_in_the_middle_of_chunks_one_process_ends_with_the_same_numbers(tmp_path, complete):
     folder = tmp_path / "run_0"
-    for update, stem in ((38, "width_6_epochs_42_s0"), (180, "width_6_epochs_42_s1")):
+    for update, stem in ((43, "width_6_epochs_42_s0"), (185, "width_6_epochs_42_s1")):
         assert run(folder, cores=1, strike=(signal.SIGKILL, update))[0] == -signal.SIGKILL
         assert (folder / "checkpoint" / f"{stem}.pt").exists()
     status, out, err = run(folder, cores=1)
@@ -282,12 +282,12 @@ FAULTS = {  # what is replaced in the study, by what, and what standard error sa
     "a number that no file can hold": (
         'numbers[f"{part}_accuracy"] = accuracy(',
         'numbers[f"{part}_accuracy"] = torch.ones(1).numpy()[0] * accuracy(',
-        r"(?s).*  in cell width_\d+_epochs_1 \(seed 0\), after step 0\nsmall_study\.py failed: TypeError: .*float32.*",
+        r"(?s).*  in cell width_\d+_epochs_\d \(seed 0\), after step 0\nsmall_study\.py failed: TypeError: .*float32.*",
     ),
     "an error in the loss": (
         "losses = F.cross_entropy(",
         "losses = [][len(weights)] + F.cross_entropy(",
-        r"(?s).*  line LINE in loss: losses = .*\n  in cell width_\d+_epochs_1 \(seed 0\), after step 0\n"
+        r"(?s).*  line LINE in loss: losses = .*\n  in cell width_\d+_epochs_\d \(seed 0\), after step 0\n"
         r"small_study\.py failed: IndexError: list index out of range\n",
     ),
     "an error in the last cell": (
