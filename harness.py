@@ -21,6 +21,7 @@ import io
 import itertools
 import json
 import linecache
+import logging
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -37,6 +38,7 @@ import tokenize
 import traceback
 import typing
 import warnings
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -418,6 +420,7 @@ def clip_by_member(params: list[torch.Tensor], max_norm: float) -> None:
         g.mul_(factors.view(-1, *[1] * (g.ndim - 1)))
 
 
+LEFT_ALONE = (type, ModuleType, Trajectory, logging.Logger, threading.local, *weakref.ProxyTypes)
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
@@ -443,27 +446,28 @@ def savable(value, names: dict[int, str]) -> bool:
 def holdings(value, names: dict[int, str], path: tuple = (), seen: dict | None = None) -> Iterator[tuple]:
     """What models and optimizers hold beside what `names` has by id, parameters and buffers: (path, value, whether it
     has parts, which come before it). What is savable is one part; else it looks into objects, dicts, lists and
-    closures. In a path (name,) is a parameter as a key, (i,) the i-th key of a dict."""
+    closures. In a path (name,) is a parameter as a key, (i,) the i-th key: hooks have other numbers in every process.
+    """
     seen = {} if seen is None else seen
     own = isinstance(value, torch.Tensor) and id(value) in names
-    if id(value) in seen or id(value) in names and not own or isinstance(value, type | ModuleType | Trajectory):
+    if id(value) in seen or id(value) in names and not own or isinstance(value, LEFT_ALONE):
         return
     parts = []
     if not savable(value, names):
         seen[id(value)] = value
         if isinstance(value, dict | list | tuple):
             parts = list(value.items() if isinstance(value, dict) else enumerate(value))
+            parts += [("__dict__", vars(value))] if hasattr(value, "__dict__") else []
         elif not isinstance(value, GENERATORS):
-            slots = itertools.chain(*(vars(kind).get("__slots__", ()) for kind in type(value).__mro__))
-            keys = [key for key in slots if not key.startswith("__")]
+            slots = (vars(kind).get("__slots__", ()) for kind in type(value).__mro__)
+            keys = [key for own in slots for key in ([own] if isinstance(own, str) else own) if key[:2] != "__"]
             keys += [*getattr(value, "__dict__", ()), "__self__", "__closure__", "cell_contents"]
             keys += ["func", "args", "keywords"] * isinstance(value, partial)
             keys += ["requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks"] * own
             with contextlib.suppress(ValueError):  # a closure's variable that has no value
                 parts = [(key, getattr(value, key)) for key in keys if hasattr(value, key)]
     for place, (key, part) in enumerate(parts):
-        # Hooks, in dicts of this kind, have other numbers in every process.
-        if isinstance(value, OrderedDict) or not isinstance(key, str | int):
+        if not isinstance(key, str) and (isinstance(value, OrderedDict) or not isinstance(key, int)):
             key = (names.get(id(key), place),)
         yield from holdings(part, names, (*path, key), seen)
     if not own:
@@ -698,8 +702,9 @@ class Ensemble:
             params[name] = self.params[self.names[id(p)]]
         buffers = self.buffers if self.stacked else dict(self.model.named_buffers(remove_duplicate=False))  # as now
         lasting = {name: buffers[name] for name in buffers.keys() & self.model.state_dict().keys()}
-        changed = {}
+        changed, there = {}, set()
         for path, value, has_parts in self.holdings():
+            there.add(path)
             rate = "param_groups" in path and path[-1] in ("lr", "capturable")  # set_rate knows it
             if rate or path in self.start and self.start[path] == digest(value, has_parts):
                 continue
@@ -708,6 +713,9 @@ class Ensemble:
             elif not isinstance(value, dict | list) or path not in self.start and type(value) is not dict:
                 known = "numbers, text, tensors, and lists and dicts of them"
                 raise ValueError(f"{dotted(path)} changes in training: checkpoints hold {known}, not {value!r:.80}")
+        for path in self.start.keys() - there:
+            if not any(path[:length] in changed for length in range(len(path))):
+                raise ValueError(f"{dotted(path)} is removed in training: checkpoints do not tell")
         others = {name: buffer for name, buffer in buffers.items() if name not in lasting}
         return {"weights": params | lasting, "buffers": others, "changed": changed}
 
@@ -762,7 +770,7 @@ class Ensemble:
 
         def place(holder, values: list, key, *rest):
             """Put the members' values where this path leads from the holder; dicts on it may be new."""
-            items = isinstance(holder, dict | list | tuple)
+            items = isinstance(holder, dict | list | tuple) and key != "__dict__"
             if isinstance(key, tuple):
                 key = self.params[key[0]] if key[0] in self.params else list(holder)[key[0]]
             try:
@@ -770,7 +778,9 @@ class Ensemble:
             except (LookupError, AttributeError):
                 there = None
             value = place({} if there is None else there, values, *rest) if rest else merged(there, values)
-            if value is not there:
+            if isinstance(holder, list) and key == len(holder):
+                holder.append(value)
+            elif value is not there:
                 holder.__setitem__(key, value) if items else object.__setattr__(holder, key, value)
             return holder
 
@@ -781,7 +791,10 @@ class Ensemble:
         saved, held = [progress.state for progress in self.group], self.held()
         for path in saved[0]["changed"]:
             roots = {"model": self.model, "optimizer": self.optimizer}
-            place(roots, [state["changed"][path] for state in saved], *path)
+            try:
+                place(roots, [state["changed"][path] for state in saved], *path)
+            except Exception as error:
+                raise ValueError(f"a checkpoint cannot bring back {dotted(path)}: {error}") from error
         for kind in ("weights", "buffers"):  # last, for an attribute may share memory with one of them
             for name, value in merged({**held[kind]}, [state[kind] for state in saved]).items():
                 if value is not held[kind].get(name):  # made in training, or of another shape then
@@ -1079,7 +1092,8 @@ def from_torchrun(name: str, otherwise: int) -> int:
 def cpu_count() -> int:
     """Cores that this process may use; under torchrun its share of them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, cores // max(1, from_torchrun("LOCAL_WORLD_SIZE", 1)))
+    ranks = from_torchrun("LOCAL_WORLD_SIZE", 1) if from_torchrun("WORLD_SIZE", 1) > 1 else 1
+    return max(1, cores // max(1, ranks))
 
 
 class Bar(tqdm):
@@ -1420,13 +1434,17 @@ class RunDirectory:
             for n in new.trajectory.cells:
                 again.points = [point for point in old.points if point["step"] <= n]
                 again.reach({n})
-            told = ({"cells": progress.cells, "extras": progress.extras} for progress in (again, old))
-            made = [
-                trial([Progress(t)], torch.device("cpu"), "plain")[0] | t.batches(last, CHUNK, torch.device("cpu"))
-                for t in (new.trajectory, old.trajectory)
-            ]
+            told, made = [], []
+            for progress, t in ((again, new.trajectory), (old, old.trajectory)):
+                fresh, first = Ensemble([Progress(t)], torch.device("cpu")), min({*t.measured, *t.cells})
+                _, (recent,) = fresh.advance(min(1, t.updates), SimpleNamespace(value=False))
+                fresh.step = first
+                numbers = plain(t.measure(fresh.observe(0), first, recent, []))
+                early = [t.finished(old.points[: i + 1]) for i in range(len(old.points))]
+                told.append(strict_json([progress.cells, progress.extras, numbers, early]))
+                made.append(trial([Progress(t)], fresh.device, "plain")[0] | t.batches(last, CHUNK, fresh.device))
             tensors = zip(*(found.values() for found in made), strict=True)
-            if len({*map(strict_json, told)}) > 1 or not all(torch.equal(*two) for two in tensors):
+            if told[0] != told[1] or not all(torch.equal(*two) for two in tensors):
                 raise ValueError("what its methods read off the configuration is not the same")
         return kept
 

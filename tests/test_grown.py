@@ -353,7 +353,7 @@ def test_a_run_with_a_value_that_json_lacks_grows(tmp_path):
     assert results(tmp_path / "run")[:2] == results(tmp_path / "anew")[:2]
 
 
-@pytest.mark.parametrize("part", ["last_task", "late", "cell", "extras"])
+@pytest.mark.parametrize("part", ["last_task", "late", "measure", "finished", "cell", "extras"])
 def test_what_is_read_off_a_list_late_or_of_one_model_alone_is_noticed(tmp_path, monkeypatch, part):
     right = experiment.UrnTrajectory
 
@@ -365,11 +365,13 @@ def test_what_is_read_off_a_list_late_or_of_one_model_alone_is_noticed(tmp_path,
         return found | {"codes": found["codes"] * (1 if first < 200 else len(self.config.tasks))}
 
     batches.right = right.batches
-    cell, extras = right.cell, right.extras
+    cell, extras, measure = right.cell, right.extras, right.measure
     edits = {
         "last_task": ("optimizer", optimizer),
         "late": ("batches", batches),
         "cell": ("cell", lambda self, points: cell(self, points) | {"tasks": len(self.config.tasks)}),
+        "measure": ("measure", lambda self, *found: measure(self, *found) | {"tasks": len(self.config.tasks)}),
+        "finished": ("finished", lambda self, points: len(self.config.tasks) > 2),
         "extras": ("extras", lambda self, points: extras(self, points) | {"tasks": len(self.config.tasks)}),
     }
     monkeypatch.setattr(right, *edits[part])
