@@ -181,7 +181,7 @@ def test_a_run_that_grows_may_be_interrupted_and_meanwhile_keeps_what_it_had(fol
 def test_a_run_that_cannot_grow_at_all_stays_what_it_was(folder, monkeypatch):
     before = listing(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(harness.Ensemble, "advance", lambda *_: 1 / 0)
+        patch.setattr(harness, "train", lambda *_: 1 / 0)
         assert run(folder, "--seeds", 3, "--plain") == 1
     assert {name: content for name, (_, content) in listing(folder).items()} == {
         name: content for name, (_, content) in before.items()
