@@ -286,7 +286,7 @@ def rates_of(trajectory: Trajectory, n: int) -> list[float]:
 class Progress:
     """Where a trajectory stands: what its checkpoint holds."""
 
-    HELD = ("step", "state", "recent", "points", "cells", "extras", "models", "rungs")
+    HELD = ("step", "state", "recent", "points", "cells", "extras", "models", "rungs", "seconds")
 
     def __init__(self, trajectory: Trajectory):
         self.trajectory = trajectory
@@ -300,6 +300,7 @@ class Progress:
         self.extras: dict = {}
         self.models: dict[str, dict] = {}  # the weights of these cells, by the names of their files
         self.rungs: list[str] = []  # on which it was trained
+        self.seconds = 0.0  # that this took: of models trained together each has its part
 
     @cached_property
     def rates(self) -> list[float]:
@@ -1006,6 +1007,8 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung
             if due or stop.value or any(group[e].done for e in live):
                 with fast_path(rung):
                     states = ensemble.states()
+                for e in live:
+                    group[e].seconds += (time.monotonic() - saved) / len(live)
                 list(threads.map(run.save, [group[e] for e in live], [states[e] for e in live]))
                 saved = time.monotonic()
             if all(progress.done for progress in group):
@@ -1391,6 +1394,7 @@ class RunDirectory:
                 ]
                 progress.extras = {key: value for key, value in told.items() if key not in ("name", "seed", "curves")}
                 progress.step, progress.rungs = progress.points[-1]["step"], progress.extras.pop("rungs")
+                progress.seconds = results["timing"]["seconds_by_model"][t.stem]
             final_info = json.loads(self.contents(was, results["timing"])["final_info.json"])
             summary(final_info, results["timing"])  # fails here if it is not what a run writes
             told = read_json(self.path / "final_info.json")
@@ -1567,6 +1571,7 @@ class RunDirectory:
         results = {"config": asdict(self.config), "environment": self.environment}
         results |= {"earlier_environments": self.earlier} if self.earlier else {}
         results |= {"trajectories": trajectories}
+        timing = timing | {"seconds_by_model": {p.trajectory.stem: round(p.seconds, 2) for p in plan}}
         with faults_name([], self.study.headlines):
             headlines = self.study.headlines(self.config)
             final_info = strict_json({name: summarize(name, seeds, headlines) for name, seeds in cells.items()})

@@ -69,6 +69,19 @@ def test_one_seed_grows_to_two_and_three_and_ends_with_the_same_bytes(folder, tm
     assert sorted(path.name for path in folder.iterdir()) == sorted(RESULTS)
 
 
+def test_how_long_a_model_took_stays_known_when_the_run_grows(folder):
+    def seconds() -> dict[str, float]:
+        return json.loads((folder / "all_results.json").read_bytes())["timing"]["seconds_by_model"]
+
+    before = seconds()
+    assert run(folder, "--seeds", 2) == 0
+    grown = seconds()
+    assert [*grown] == ["D3_N10_s0", "D3_N10_s1"] and min(grown.values()) > 0
+    assert grown["D3_N10_s0"] == before["D3_N10_s0"]
+    (folder / "final_info.json").unlink()
+    assert run(folder, "--seeds", 2) == 0 and seconds() == grown
+
+
 @pytest.mark.parametrize(
     "arguments, missing",
     [
