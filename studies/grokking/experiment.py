@@ -329,7 +329,7 @@ class TableTrajectory(Trajectory):
     # ---- What is measured --------------------------------------------------------------------------------------------
 
     def observe(self, model: Model, update: int) -> dict[str, torch.Tensor]:
-        """Of every entry its loss in nats, float32, and whether the answer is right, [n]; the norm of all parameters."""
+        """Of every entry the loss in nats, float32 [n], and whether it is right [n]; the norm of all parameters."""
         parameters = list(model.parameters())
         device, found = parameters[0].device, []
         entries = (part.to(device).split(EVAL_BATCH[device.type]) for part in self.data[:3])

@@ -1,0 +1,466 @@
+#!/usr/bin/env python3
+"""Draw every figure of the runs that experiment.py wrote, from their all_results.json alone.
+
+    python plot.py        # the runs in the current folder (run_*), else those in results/
+    python plot.py DIR    # the runs in DIR, or DIR itself if it is a run
+
+Every figure goes into that folder, and is the same in every environment:
+    capacity.png          when models of every size memorize and grok, and the ratios of pairs that are compared
+    cost.png              steps, operations and seconds to grokking against the number of parameters
+    curves_<run>.png      accuracy and loss over training: every seed, and the median
+    stability_<run>.png   accuracy after grokking, a strip per seed
+The first two are of the runs in `labels`, without any of all runs, that differ in operations, architectures and seeds
+only. Their numbers are printed as well. Exit status: 1 if nothing could be drawn or a figure not be written, 2 if DIR
+is no folder.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import logging
+import os
+import sys
+import tempfile
+import textwrap
+import warnings
+from pathlib import Path
+
+# Backend, settings, fonts and how they are drawn are not taken from the environment, and there is no cache to write:
+# matplotlib then takes a temporary folder. What it remarks on that, or on letters its font lacks, helps no reader.
+os.environ |= {"MPLBACKEND": "Agg", "MPL_IGNORE_SYSTEM_FONTS": "1", "FREETYPE_PROPERTIES": ""}
+os.environ |= {"MATPLOTLIBRC": os.devnull, "MPLCONFIGDIR": os.devnull}
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+warnings.simplefilter("ignore")
+# A matplotlibrc in the current folder would come first, and end the import if it cannot be read.
+with contextlib.chdir(Path(os.__file__).parent) if os.path.exists("matplotlibrc") else contextlib.nullcontext():
+    import matplotlib
+matplotlib.rcdefaults()  # a program that runs this one may have settings of its own
+matplotlib.use("Agg", force=True)
+import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.ticker  # noqa: E402
+import numpy as np  # noqa: E402
+
+plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign in it is one
+
+# Titles of runs, {"run_0": "baseline", ..}. capacity.png and cost.png are of the runs named here; without any, of all.
+labels = {}
+
+# Colors of Okabe & Ito; markers and lines tell apart without color.
+OPERATIONS = {
+    "x_div_y": ("x / y", "#0072B2", "o"),
+    "x_minus_y": ("x - y", "#D55E00", "s"),
+    "x_plus_y": ("x + y", "#009E73", "^"),
+    "permutation": ("x y in S5", "#000000", "D"),
+}
+PARTS = {"train": ("training entries", "#E69F00", "--"), "val": ("the others", "#0072B2", "-")}
+
+FOUND = {"step_memorize": "memorized", "step_grok": "grokked"}
+
+# What is compared, as (layers, width) at equal heads: two ways to spend the same number of parameters, and depth.
+PAIRS = [((4, 64), (1, 128)), ((4, 128), (1, 256)), ((2, 64), (1, 64))]
+HEADS = [(2, 4), (8, 4)]  # at equal layers and width
+
+# Shades of stability_<run>.png, by the least accuracy that they stand for.
+SHADES = {0.99: "#F0F0F0", 0.95: "#A6BDDB", 0.5: "#3690C0", 0.0: "#023858"}
+
+
+# ==== Reading =========================================================================================================
+
+
+def name_of(path: Path) -> str:
+    """A folder's name as text, whatever the locale makes of it. Only "." and ".." take theirs from where they lead."""
+    name = (path.resolve() if path.name in ("", "..") else path).name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def find_runs(folder: Path) -> dict[str, Path]:
+    """The run_* folders in `folder`, or the folder itself if it is a run, by name."""
+    if os.path.exists(folder / "all_results.json"):
+        return {name_of(folder): folder}
+    found = {name_of(path): path for path in folder.glob("run_*") if os.path.isdir(path)}
+    return dict(sorted(found.items(), key=lambda run: (len(run[0]), run[0])))
+
+
+def read_run(path: Path) -> dict | None:
+    """The contents of all_results.json; None, with a line that says why, if `path` holds no readable run."""
+    try:
+        results = json.loads((path / "all_results.json").read_bytes())
+        cells_of(results)
+        if results["cells"] and len(results["cells"]) == len(results["trajectories"]):
+            return results
+        say(f"{path}: skipped, its all_results.json has no cell, or not one for every model")
+    except FileNotFoundError:
+        say(f"{path}: skipped, it holds no all_results.json")
+    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        say(f"{path}: skipped, its all_results.json is not that of a run ({type(error).__name__}: {error})")
+
+
+def size_of(cell: dict) -> tuple[int, int, int]:
+    return cell["layers"], cell["width"], cell["heads"]
+
+
+def cells_of(results: dict) -> dict[tuple, list[dict]]:
+    """All seeds of every (operation, (layers, width, heads)), each a cell's numbers with `curves` and `seconds`."""
+    found, seconds = {}, results["timing"].get("seconds_by_model", {})
+    curves = {(t["operation"], size_of(t), t["seed"]): t["curves"] for t in results["trajectories"]}
+    took = dict(zip(curves, seconds.values(), strict=False)) if len(curves) == len(seconds) else {}
+    for cell in results["cells"]:
+        place = (cell["operation"], size_of(cell))
+        own = (*place, cell["seed"])
+        found.setdefault(place, []).append(cell | {"curves": curves[own], "seconds": took.get(own)})
+    return in_order(found)
+
+
+def in_order(cells: dict[tuple, list[dict]]) -> dict[tuple, list[dict]]:
+    """By operation, and every operation's by the number of parameters and heads."""
+    operations, place = (
+        [*OPERATIONS],
+        lambda cell: (operations.index(cell["operation"]), cell["parameters"], cell["heads"]),
+    )
+    return dict(sorted(cells.items(), key=lambda item: place(item[1][0])))
+
+
+def comparable(runs: dict[str, dict]) -> tuple[dict[str, dict], dict[tuple, list[dict]]]:
+    """The runs of one protocol that have most cells, and their cells; of one that two runs have, the one with more
+    seeds."""
+    groups, free = {}, ("operations", "layers", "widths", "heads", "architectures", "seeds", "seed", "device")
+    for name, results in runs.items():
+        config = {key: value for key, value in results["config"].items() if key not in (*free, "early_stop")}
+        hashes = [(results.get("environment") or {}).get(f"{key}_sha256") for key in ("script", "yardstick")]
+        groups.setdefault(json.dumps([config, hashes], sort_keys=True), {})[name] = results
+    group = max(groups.values(), key=lambda group: sum(len(results["cells"]) for results in group.values()))
+    cells = {}
+    for results in group.values():
+        for place, seeds in cells_of(results).items():
+            cells[place] = max(cells.get(place, []), seeds, key=len)
+    return group, in_order(cells)
+
+
+def median(cells: list[dict], key: str) -> float | None:
+    """Of a number of updates over seeds, where None, never, is more than any; None if that is the median."""
+    value = np.median([np.inf if cell[key] is None else cell[key] for cell in cells])
+    return float(value) if np.isfinite(value) else None
+
+
+def in_words(steps: float | None) -> str:
+    return "never" if steps is None else f"{steps:,.0f}"
+
+
+def found_in_words(seeds: list[dict]) -> str:
+    grokked = sum(seed["step_grok"] is not None for seed in seeds)
+    steps = [f"{what} {in_words(median(seeds, key))}" for key, what in FOUND.items()]
+    return f"{', '.join(steps)} ({grokked} of {len(seeds)})"
+
+
+def title_of(name: str) -> str:
+    return str(labels.get(name) or name).encode("utf-8", "backslashreplace").decode()  # half a character is not drawn
+
+
+def size_in_words(size: tuple[int, int, int]) -> str:
+    layers, width, heads = size
+    return f"{layers} layer{'s' * (layers > 1)}, width {width}, {heads} head{'s' * (heads > 1)}"
+
+
+# ==== Comparing =======================================================================================================
+
+
+def student_quantile(n: int) -> float:
+    """What Student's t of n degrees of freedom exceeds in size with probability 5%: for t = sqrt(n) tan(x), the density
+    of x is proportional to cos(x)^(n - 1)."""
+    x = np.linspace(0, np.pi / 2, 10_001)
+    below = np.cumsum(np.cos((x[1:] + x[:-1]) / 2) ** (n - 1))
+    return float(np.sqrt(n) * np.tan(np.interp(0.95 * below[-1], below, x[1:])))
+
+
+def pairs_of(cells: dict[tuple, list[dict]], operation: str) -> list[tuple[tuple, tuple]]:
+    """The pairs of PAIRS and HEADS whose two sizes this operation has."""
+    sizes = [size for known, size in cells if known == operation]
+    heads = sorted({size[2] for size in sizes})
+    pairs = [((*one, h), (*other, h)) for one, other in PAIRS for h in heads]
+    pairs += [((*shape, one), (*shape, other)) for shape in sorted({s[:2] for s in sizes}) for one, other in HEADS]
+    return [pair for pair in pairs if {*pair} <= {*sizes}]
+
+
+def ratios(cells: dict[tuple, list[dict]], operation: str) -> dict[tuple, tuple[float, float, float, int] | None]:
+    """Of every pair the ratio of steps to grokking, the ends of its 95% interval and its number of seeds.
+
+    The geometric mean of the seeds' ratios: both models of a seed learn the same entries in the same batches. The
+    standard deviation of their logarithms is pooled over the operation's pairs. None if a seed never grokked: there is
+    no number for it, and to leave it out would favor the slower one.
+    """
+    logs = {}
+    for pair in pairs_of(cells, operation):
+        one, other = ({cell["seed"]: cell["step_grok"] for cell in cells[operation, size]} for size in pair)
+        both = [(one[seed], other[seed]) for seed in one if seed in other]
+        logs[pair] = None if not both or None in itertools.chain(*both) else np.log([x / y for x, y in both])
+    known = [x for x in logs.values() if x is not None]
+    freedom = sum(len(x) - 1 for x in known)
+    spread = np.sqrt(sum(((x - x.mean()) ** 2).sum() for x in known) / freedom) if freedom else np.nan
+
+    def interval(x: np.ndarray) -> tuple[float, float, float, int]:
+        half = student_quantile(freedom) * spread / np.sqrt(len(x)) if freedom else np.nan
+        return (*map(float, np.exp([x.mean(), x.mean() - half, x.mean() + half])), len(x))
+
+    return {pair: None if x is None else interval(x) for pair, x in logs.items()}
+
+
+def pair_in_words(pair: tuple[tuple, tuple]) -> str:
+    """`4 layers, width 64 : 1 layer, width 128 (4 heads)`, without what both have."""
+    (one, other), what = pair, ("layers", "width", "heads")
+    differ = [i for i in range(3) if one[i] != other[i]]
+    sides = [", ".join(part for i, part in enumerate(size_in_words(size).split(", ")) if i in differ) for size in pair]
+    same = ", ".join(f"{what[i]} {one[i]}" for i in range(3) if i not in differ)
+    return f"{sides[0]} : {sides[1]}\n({same})"
+
+
+# ==== Figures =========================================================================================================
+
+
+def add_title(figure: plt.Figure, title: str, question: str) -> None:
+    """Title of a figure, in as many lines as its width asks for."""
+    figure.suptitle(textwrap.fill(f"{title}: {question}", int(9 * figure.get_figwidth())), fontsize=12)
+
+
+def label_decades(axis, form: str = "{:,.10g}", subs: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Plain numbers on a logarithmic axis, at 1, 2 and 5 of every decade."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+    axis.set_major_formatter(lambda x, _: form.format(x))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def draw_curves(results: dict, title: str) -> plt.Figure:
+    """Accuracy above, loss below, against updates on a logarithmic axis: every seed thin, the median thick."""
+    cells = cells_of(results)
+    columns = min(4, len(cells))
+    shape = (2 * -(-len(cells) // columns), columns)
+    size = (1.2 + 3.6 * columns, 1.2 + 2.6 * shape[0])
+    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False, sharey="row")
+    for i in range(len(cells), axes.size // 2):
+        axes[2 * (i // columns), i % columns].set_axis_off()
+        axes[2 * (i // columns) + 1, i % columns].set_axis_off()
+    for (i, ((operation, size), seeds)), quantity in itertools.product(enumerate(cells.items()), ("acc", "loss")):
+        panel = axes[2 * (i // columns) + (quantity == "loss"), i % columns]
+        for part, (label, color, line) in PARTS.items():
+            curves = [dict(zip(s["curves"]["step"], s["curves"][f"{part}_{quantity}"], strict=True)) for s in seeds]
+            for curve in curves:
+                panel.plot(curve.keys(), curve.values(), color=color, lw=0.6, alpha=0.6)
+            steps = sorted(set.intersection(*map(set, curves)))  # seeds may have ended early
+            middle = np.median([[curve[step] for step in steps] for curve in curves], 0)
+            panel.plot(steps, middle, color=color, ls=line, lw=2, label=label)
+        panel.set_xscale("log")
+        label_decades(panel.xaxis, subs=(1, 3))
+        panel.grid(color="0.9")
+        panel.set_axisbelow(True)
+        if quantity == "loss":
+            panel.set(yscale="log", xlabel="updates")
+            label_decades(panel.yaxis, subs=(1,))
+        else:
+            panel.set_title(f"{OPERATIONS[operation][0]}: {size_in_words(size)}\n{found_in_words(seeds)}", fontsize=9)
+        if i % columns == 0:
+            panel.set_ylabel("loss (nats)" if quantity == "loss" else "accuracy")
+    handles, words = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, words, loc="outside lower center", ncols=2, frameon=False)
+    add_title(figure, title, "when are the training entries known by heart, when the others? (thick: median)")
+    return figure
+
+
+def draw_capacity(cells: dict[tuple, list[dict]], title: str) -> plt.Figure:
+    """From memorizing to grokking, a bar per size and a mark per seed, by operation and bucket; below, ratios."""
+    rows, y, before = {}, 0.0, None
+    for (operation, size), seeds in cells.items():
+        y, before = y + 1 + 0.5 * (before not in (None, key := (operation, seeds[0]["bucket"]))), key
+        rows[operation, size] = y
+    compared = {
+        (operation, pair): found for operation in OPERATIONS for pair, found in ratios(cells, operation).items()
+    }
+    heights = [y + 0.5] + [1.3 * len(compared)] * bool(compared)
+    figure, axes = plt.subplots(
+        len(heights),
+        figsize=(11, 2.6 + 0.34 * sum(heights)),
+        layout="constrained",
+        squeeze=False,
+        height_ratios=heights,
+    )
+    top, low = axes[0, 0], axes[-1, 0]
+    for (operation, size), y in rows.items():
+        seeds, (_, color, marker) = cells[operation, size], OPERATIONS[operation]
+        ends = [median(seeds, key) for key in ("step_memorize", "step_grok")]
+        if None not in ends:
+            top.plot(ends, [y, y], color=color, lw=7, alpha=0.25, solid_capstyle="butt")
+        for seed, lane in zip(seeds, np.linspace(-0.22, 0.22, len(seeds)), strict=True):
+            known = [(seed["step_memorize"], marker, "white"), (seed["step_grok"], marker, color)]
+            for x, mark, fill in known if seed["step_grok"] else [known[0], (seed["step_val_acc_99"], ">", "white")]:
+                if x is not None:
+                    top.plot(x, y + lane, mark, color=color, mfc=fill, ms=4 + 3 * (mark == ">"))
+        top.text(1.01, y, found_in_words(seeds), va="center", fontsize=8, transform=top.get_yaxis_transform())
+    names = [f"{OPERATIONS[o][0]}: {size_in_words(s)} ({cells[o, s][0]['bucket']})" for o, s in rows]
+    top.set_yticks([*rows.values()], names, fontsize=9)
+    top.set(xscale="log", xlabel="updates", ylim=(y + 0.6, 0.4))
+    label_decades(top.xaxis)
+    for y, ((operation, _), found) in enumerate(compared.items()):
+        told = "a seed never grokked: no ratio"
+        if found:
+            told = "{:.2f} [{:.2f}, {:.2f}], {} seeds".format(*found)
+            low.plot(found[1:3], [y, y], color="black", lw=2)
+            low.plot(found[0], y, OPERATIONS[operation][2], color=OPERATIONS[operation][1], ms=8)
+        low.text(1.01, y, told, va="center", fontsize=8, transform=low.get_yaxis_transform())
+    if compared:
+        names = [f"{OPERATIONS[operation][0]}: {pair_in_words(pair)}" for operation, pair in compared]
+        low.set_yticks(range(len(compared)), names, fontsize=9)
+        low.axvline(1, color="black", lw=1)
+        low.set(xscale="log", ylim=(len(compared) - 0.5, -0.5), xlabel="ratio of updates to grokking, 95% interval")
+        low.set_xlim(*(f(low.get_xlim()[i], x) for i, (f, x) in enumerate(((min, 0.5), (max, 2)))))
+        label_decades(low.xaxis, subs=(1, 1.5, 2, 3, 5, 7))
+    for panel in axes[:, 0]:
+        panel.grid(color="0.9", axis="x")
+        panel.set_axisbelow(True)
+    figure.supxlabel(
+        "a mark per seed; open: memorized, filled: grokked (accuracy above 0.99); bar: medians;\n"
+        "open triangle: not grokked by the last update; ratios: geometric mean over seeds, same entries and batches",
+        fontsize=9,
+    )
+    add_title(figure, title, "when do models of every size memorize and grok?")
+    return figure
+
+
+def draw_cost(cells: dict[tuple, list[dict]], title: str) -> plt.Figure:
+    """What grokking costs against parameters: open marks at the last update for seeds that never grok."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
+    prices = {
+        "updates": lambda seed: 1,
+        "floating point operations": lambda seed: seed["flops_per_update"],
+        "seconds on the machine of the run": lambda seed: seed["seconds"] and seed["seconds"] / seed["stopped_at"],
+    }
+    for panel, (what, price) in zip(axes, prices.items(), strict=True):
+        highest = {}
+        for (operation, size), seeds in cells.items():
+            words, color, marker = OPERATIONS[operation]
+            for seed in seeds if all(map(price, seeds)) else ():
+                place = (seed["parameters"], seed["step_val_acc_99"] * price(seed))
+                panel.plot(*place, marker, color=color, mfc="white" if seed["step_grok"] is None else color, ms=5)
+                highest[size[:2]] = max(highest.get(size[:2], place), place, key=lambda place: place[1])
+            if size == next(known for o, known in cells if o == operation):
+                panel.plot([], [], marker, color=color, label=words)
+        for size, place in highest.items():
+            text = "{} x {}".format(*size)
+            panel.annotate(text, place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        panel.set(xscale="log", yscale="log", xlabel="parameters (beside marks: layers x width)", title=what)
+        panel.margins(0.15)
+        label_decades(panel.xaxis)
+        label_decades(panel.yaxis, "{:.3g}" if "operations" in what else "{:,.10g}")
+        panel.grid(color="0.9")
+        panel.set_axisbelow(True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    add_title(figure, title, "what did it take to grok? (a mark per seed; open: not grokked by the last update)")
+    return figure
+
+
+def draw_stability(results: dict, title: str) -> plt.Figure:
+    """Strips of the accuracy on the other entries after grokking, one per seed."""
+    strips = [(place, seed) for place, seeds in cells_of(results).items() for seed in seeds]
+    figure, panel = plt.subplots(figsize=(11, 2.2 + 0.24 * len(strips)), layout="constrained")
+    names, longest = [], 1000
+    levels = sorted(SHADES)
+    for y, ((operation, size), seed) in enumerate(strips):
+        names.append(f"{OPERATIONS[operation][0]}, {size_in_words(size)}, seed {seed['seed']}")
+        if seed["step_grok"] is None:
+            panel.text(10, y, f"not grokked in {seed['stopped_at']:,} updates", va="center", fontsize=8)
+            continue
+        points = zip(seed["curves"]["step"], seed["curves"]["val_acc"], strict=True)
+        after = [(step - seed["step_grok"], value) for step, value in points if step >= seed["step_grok"]]
+        ends = [*(step for step, _ in after[1:]), after[-1][0] + 10]
+        for (start, value), end in zip(after, ends, strict=True):
+            shade = SHADES[max(level for level in levels if value >= level)]
+            panel.barh(y, end - start, 0.8, start, color=shade, lw=0)
+        longest = max(longest, ends[-1])
+    panel.axvline(1000, color="black", lw=1)
+    panel.set(xlabel="updates since the accuracy first exceeded 0.99", xlim=(0, longest))
+    panel.set_yticks(range(len(strips)), names, fontsize=8)
+    panel.set_ylim(len(strips) - 0.4, -0.6)
+    words = {0.99: "at least 0.99", 0.95: "0.95 to 0.99", 0.5: "0.5 to 0.95", 0.0: "below 0.5"}
+    marks = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=color, edgecolor="0.5", label=words[x]) for x, color in SHADES.items()
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)
+    add_title(
+        figure, title, "does grokking last? Accuracy on the other entries (line: the 1000 updates that are counted)"
+    )
+    return figure
+
+
+# ==== Main ============================================================================================================
+
+
+def say(line: object, stream: str = "stdout") -> None:
+    """Print a line where that can be done: words are a convenience, the figures are the result."""
+    try:
+        file = getattr(sys, stream)
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        text = str(line).replace("\n", "\\n").encode(encoding, "backslashreplace").decode(encoding)
+        file.write(f"{text}\n")
+        file.flush()
+    except (OSError, AttributeError):  # full, closed, or nobody reads: Python itself would try again and fail at exit
+        setattr(sys, stream, None)
+
+
+def print_table(cells: dict[tuple, list[dict]]) -> None:
+    """One line per cell: seeds that grokked, median steps; and one per pair: ratio and interval."""
+    for (operation, size), seeds in cells.items():
+        say(f"{operation} {size_in_words(size)}: {found_in_words(seeds)}")
+    for operation in dict.fromkeys(operation for operation, _ in cells):
+        for pair, found in ratios(cells, operation).items():
+            told = "{:.3f} [{:.3f}, {:.3f}], {} seeds".format(*found) if found else "a seed never grokked: no ratio"
+            say(f"{operation} {pair_in_words(pair).replace(chr(10), ' ')}: {told}")
+
+
+def save(figure: plt.Figure, path: Path) -> bool:
+    """Put a whole figure in the place of what has its name, be it a link. True, with a line, if that cannot be done."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".plot_", ignore_cleanup_errors=True) as draft:
+            figure.savefig(f"{draft}/figure.png", dpi=150)
+            os.replace(f"{draft}/figure.png", path)
+    except OSError as error:
+        say(f"plot.py: {path} cannot be written: {error.strerror or error}", "stderr")
+        return True
+    finally:
+        plt.close(figure)
+    say(path)
+    return False
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", metavar="DIR", help="folder with the runs")
+    asked = parser.parse_args(argv).folder
+    if asked is not None and not os.path.isdir(asked):
+        say(f"plot.py: DIR must be a folder, not {asked!r}", "stderr")
+        return 2
+    paths = find_runs(folder := Path(asked or "."))
+    if asked is None and not paths:
+        paths = find_runs(folder := Path("results"))
+    runs = {name: results for name, path in paths.items() if (results := read_run(path)) is not None}
+    if not runs:
+        say(f"plot.py: no run to draw in {asked or 'this folder or results/'}", "stderr")
+        return 1
+    for name in labels:
+        if name not in paths:
+            say(f"{name}: in labels, but there is no such run here")
+    unwritten = []
+    for name, results in runs.items():
+        for kind, draw in {"curves": draw_curves, "stability": draw_stability}.items():
+            file_name = os.fsdecode(f"{kind}_{name}.png".encode())
+            unwritten.append(save(draw(results, title_of(name)), folder / file_name))
+    shown = {name: results for name, results in runs.items() if name in labels} or runs
+    together, cells = comparable(shown)
+    for name in shown.keys() - together.keys():
+        say(f"{name}: of another protocol than {', '.join(together)}, not in capacity.png and cost.png")
+    title = ", ".join(map(title_of, together))
+    unwritten.append(save(draw_capacity(cells, title), folder / "capacity.png"))
+    unwritten.append(save(draw_cost(cells, title), folder / "cost.png"))
+    print_table(cells)
+    return int(any(unwritten))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
