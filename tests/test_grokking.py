@@ -291,8 +291,12 @@ def cell_of(val: list[float], train: list[float] | None = None) -> dict:
     return trajectory_of(updates=7500).cell(curve(val, train))
 
 
-STABILITY = "stable_share stable_least_val_acc stable_least_train_acc stable_dips stable_longest_dip stable_at_end".split()
-REACHED = "step_memorize step_grok step_grok_sustained delay weight_norm_memorize weight_norm_grok flops_to_grok".split()
+STABILITY = (
+    "stable_share stable_least_val_acc stable_least_train_acc stable_dips stable_longest_dip stable_at_end".split()
+)
+REACHED = (
+    "step_memorize step_grok step_grok_sustained delay weight_norm_memorize weight_norm_grok flops_to_grok".split()
+)
 
 
 def test_a_model_that_never_memorizes_or_groks_has_null_for_the_steps():
@@ -309,7 +313,10 @@ def test_a_model_that_never_memorizes_or_groks_has_null_for_the_steps():
 
 def test_steps_to_memorizing_and_to_grokking_and_what_they_cost():
     val = [0.1, 0.2, 0.3, 0.9901, 0.99] + [0.995] * 9 + [0.98] + [0.995] * 735  # nine in a row are not ten
-    numbers, flops = cell_of(val, [0.5, 0.99001] + [1.0] * 748), grokking.flops_per_update(Architecture(2, 32, 4), 23, 16)
+    numbers, flops = (
+        cell_of(val, [0.5, 0.99001] + [1.0] * 748),
+        grokking.flops_per_update(Architecture(2, 32, 4), 23, 16),
+    )
     assert [numbers[key] for key in REACHED] == [20, 40, 160, 20, 20.3, 40.3, 40 * flops]
     assert (numbers["step_val_acc_99"], numbers["grokked"], numbers["flops_per_update"]) == (40, 1, flops)
     assert [cell_of([1.0] * n)["step_grok_sustained"] for n in (9, 10)] == [None, 10]
@@ -410,15 +417,25 @@ def test_a_copy_runs_with_a_copy_of_the_harness(complete, tmp_path, place):
     assert found == {"x_div_y/L1_d16_h2": wanted["x_div_y/L1_d16_h2"]}
 
 
-BAD_INPUT = {
-    "modulus": (("0", "1", "4", "91", "-7", "1009"), "a prime"),
-    "train_fraction": (("0", "1", "1.5", "nan", "0.0001", "0.99999"), "so that both parts of the 9312 entries"),
-    "operations": (("x_times_y", "x_plus_y x_plus_y"), ""),
-    "architectures": (("L2d64h4", "L0_d64_h4", "L2_d64_h4 L2_d64_h4", "L2_d64_h3"), ""),
-    "widths": (("64 66", "0"), ""),
-    "seeds": (("0",), "at least 1"),
-    "batch_size": (("0",), "at least 1"),
-    "lr": (("-1", "inf", "nan"), "finite and not negative"),
-}
+BAD_INPUT = [
+    *((f"--modulus {n}", "a prime") for n in (0, 1, 4, 91, -7, 1009)),
+    *((f"--train_fraction {x}", "between 0 and 1") for x in ("0", "1", "1.5", "nan")),
+    *((f"--train_fraction {x}", "both parts of the 9312 entries of x_div_y") for x in ("0.0001", "0.99999999999")),
+    ("--operations x_plus_y x_times_y", "x_div_y x_minus_y x_plus_y permutation"),
+    ("--operations x_plus_y x_plus_y", "different from each other"),
+    *((f"--architectures {x}", "such as L4_d64_h4") for x in ("L2d64h4", "L0_d64_h4", "L2_d64_h4_")),
+    ("--architectures L2_d64_h4 L2_d64_h3", "divisible by the heads"),
+    ("--widths 64 66", "divisible by the heads 4"),
+    *((f"--{flag} 0", "at least 1") for flag in ("seeds", "batch_size", "updates", "layers", "widths", "heads")),
+    *((f"--{flag} {x}", "finite and not negative") for flag in ("lr", "weight_decay") for x in ("-1", "inf", "nan")),
+    *((f"--{flag} -1", "at least 0") for flag in ("warmup", "seed")),
+]
 
 
+@pytest.mark.parametrize("words, wanted", BAD_INPUT)
+def test_bad_input_is_one_line_and_touches_nothing(tmp_path, monkeypatch, capsys, words, wanted):
+    monkeypatch.chdir(tmp_path)
+    assert grokking.main(words.split()) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith(f"experiment.py: {words}: must be")
+    assert wanted in told.err and not list(tmp_path.iterdir())
