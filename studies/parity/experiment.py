@@ -469,6 +469,12 @@ class ParityTrajectory(Trajectory):
             numbers |= {"tasks": {kind: self.by_task(kind, P) for kind, P in observed.items()}}
             if "unseen" in observed:
                 numbers["unseen_by_example"] = self.right("unseen", observed["unseen"]).all(2).double().mean(0).tolist()
+                if self.variant != "no_cot":
+                    own = torch.where(
+                        self.tests["unseen"][2] == 1, self.ideals["composer"], 1 - self.ideals["composer"]
+                    )
+                    right = torch.where(own == 0.5, 0.5, (own > 0.5).double())  # who cannot tell guesses
+                    numbers["composer_by_example"] = right.prod(2).mean(0).tolist()
         return numbers
 
     def right(self, kind: str, P: torch.Tensor) -> torch.Tensor:
