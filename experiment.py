@@ -272,7 +272,7 @@ def best_counting_a(urns: torch.Tensor, length: int) -> float:
     which changes sign once because C - m j does (1 / (j + a) is totally positive). The search is from 1e-9, where it
     ends if no smoothing is best (every urn has a single color), to 1e9 (the best a is infinite: all urns are uniform).
     """
-    urns, j, m = urns.double(), torch.arange(length + 1), urns.shape[1]
+    urns, j, m = urns.double(), torch.arange(length + 1, dtype=torch.float64), urns.shape[1]
     binomial = torch.distributions.Binomial(length, urns[..., None], validate_args=False)  # n_k by urn and color
     w = (urns[..., None] * binomial.log_prob(j).exp()).sum(1).mean(0)
     low, high = 1e-9, 1e9
@@ -463,7 +463,7 @@ class TestBed:
         numbers[f"{self.best}mixture_residual"] = residual
         return numbers | {self.best + key: values for key, values in self.by_length(P).items()}
 
-    def decompose(self, log_p: torch.Tensor, embedding: str) -> dict[str, float | None]:
+    def decompose(self, log_p: torch.Tensor, embedding: str) -> dict:
         """What a model's distance from the ideal predictors is made of, in nats, by its log-probabilities log_p of the
         next draw after every context under K draws of the embeddings E, [K, m^C, m].
 
@@ -475,6 +475,9 @@ class TestBed:
         K draws leave about 1 / K of the embedding noise out, as a variance over K draws does. It is in the order noise,
         or in the bias where a context has one order only. permutation needs one code: the answer under another one is
         the renamed answer to the renamed context. fixed has no embedding noise.
+
+        bias_predictions is what is left without noise, to six digits: a distribution for every multiset of draws, in
+        the lexicographic order of contexts with their draws sorted. Other rivals than R can be compared with it.
         """
         mean = log_p.mean(0)
         if embedding == "permutation":
@@ -482,7 +485,9 @@ class TestBed:
             draws = torch.cat([self.exact.repeat_interleave(m, 0), torch.arange(m).repeat(n)[:, None]], 1)
             first = (draws[:, :, None] == draws[:, None]).byte().argmax(2)  # where a color came first, not which it is
             mean = group_mean(mean.view(-1, 1), first).view(n, m)
-        by_counts = group_mean(mean.log_softmax(1), self.exact.sort(1).values)
+        draws = self.exact.sort(1).values
+        by_counts = group_mean(mean.log_softmax(1), draws)
+        ascending = (self.exact == draws).all(1)
         others = len(self.contexts) - len(self.exact)
         weights, P = self.weights["exact_"][others:], F.pad(by_counts.softmax(1), (0, 0, others, 0))
         scores = self.scores(P, "exact_")
@@ -491,6 +496,7 @@ class TestBed:
             "exact_order_noise": -(weights @ by_counts.logsumexp(1)).item(),
             **{f"exact_bias_to_{name}": scores[f"kl_to_{name}"] for name in self.ideals},
             "bias_coordinate_r_o": scores["coordinate_r_o"],
+            "bias_predictions": [[float(f"{x:.6g}") for x in row] for row in by_counts[ascending].softmax(1).tolist()],
         }
 
 
@@ -576,8 +582,11 @@ class UrnTrajectory(Trajectory):
         return {"P": first.softmax(-1), "log_p": torch.stack(draws).log_softmax(-1)}
 
     def measure(self, observed: dict, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
-        """Every number of a model with these predictions, and the mean training loss of the last 100 steps."""
+        """Every number of a model with these predictions, by length only for cells, and the mean training loss of the
+        last 100 steps."""
         numbers = {"loss": math.fsum(recent["loss"]) / len(recent["loss"]), **self.data.measure(observed["P"])}
+        if update not in self.cells:
+            numbers = {key: value for key, value in numbers.items() if not key.endswith("_by_length")}
         if "log_p" in observed:
             numbers |= self.data.decompose(observed["log_p"], self.config.embedding)
         return numbers
@@ -586,7 +595,7 @@ class UrnTrajectory(Trajectory):
 
     def cell(self, points: list[dict]) -> dict:
         """The numbers of the last point, and what the ideal predictors would score in the model's place."""
-        numbers = dict(points[-1])
+        numbers = {key: value for key, value in points[-1].items() if key != "bias_predictions"}
         place = {"n_tasks": self.n_tasks, "n_steps": numbers.pop("step"), "train_loss": numbers.pop("loss")}
         return place | numbers | {"reference": self.data.reference}
 
