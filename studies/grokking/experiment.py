@@ -78,7 +78,7 @@ class Config:
     lr: float = 1e-3  # AdamW learning rate after the warm-up
     warmup: int = 50  # updates during which it rises linearly from 0
     weight_decay: float = 0.5  # AdamW weight decay, of every parameter
-    early_stop: bool = False  # whether training ends when the 1000 updates after grokking are over
+    early_stop: bool = False  # whether training ends 1000 updates after grokking, once that has been sustained
     precision: str = "float32"  # matrix products in float32, tf32 (CUDA only) or bf16
     device: str = "auto"  # auto (CUDA, else Apple MPS, else CPU), cpu, cuda or mps
 
@@ -99,9 +99,9 @@ class Config:
         require(self, "warmup", self.warmup >= 0, "at least 0")
         form = all(re.fullmatch(r"L[1-9]\d*_d[1-9]\d*_h[1-9]\d*", text) for text in self.architectures)
         require(self, "architectures", form, "layers, width and heads, such as L4_d64_h4")
-        flag = "architectures" if self.architectures else "widths"
         divisible = all(size.width % size.heads == 0 for size in self.sizes)
-        require(self, flag, divisible, "divisible by the heads" + f" {self.heads}" * (flag == "widths"))
+        flag = "architectures" if self.architectures else "heads"
+        require(self, flag, divisible, "so that every width is divisible by the number of heads")
         prime = 2 <= self.modulus < 1000 and all(self.modulus % k for k in range(2, math.isqrt(self.modulus) + 1))
         require(self, "modulus", prime, "a prime below 1000")
         require(self, "train_fraction", 0 < self.train_fraction < 1, "between 0 and 1")
@@ -257,17 +257,24 @@ def bucket(parameters: int) -> str:
 
 # ==== Training ========================================================================================================
 
-MEASURE_EVERY = 10  # updates
-ABOVE = 0.99  # the accuracy that memorizing and grokking have to exceed
-WINDOW = 1000  # updates after grokking, in which its stability is looked at
+
+class Criteria:
+    """What is called memorized, grokked and stable."""
+
+    EVERY = 10  # updates from one measurement to the next
+    ABOVE = 0.99  # the accuracy that has to be exceeded
+    IN_A_ROW = 10  # measurements that do, for grokking to count as sustained
+    WINDOW = 1000  # updates after grokking, in which its stability is looked at
+
+
 EVAL_BATCH = {"cpu": 1024, "mps": 1024, "cuda": 16384}  # entries per forward pass of the evaluation
 
 
 def first_step(points: list[dict], key: str, in_a_row: int = 1) -> int | None:
-    """The first measured step at which a number, and those after it, in_a_row of them, exceed 0.99; None: never."""
+    """The first step at which a number, and in_a_row measurements together, exceed Criteria.ABOVE; None: never."""
     above = 0
     for i, point in enumerate(points):
-        above = above + 1 if point[key] > ABOVE else 0
+        above = above + 1 if point[key] > Criteria.ABOVE else 0
         if above == in_a_row:
             return points[i + 1 - in_a_row]["step"]
     return None
@@ -276,16 +283,16 @@ def first_step(points: list[dict], key: str, in_a_row: int = 1) -> int | None:
 def stability(points: list[dict]) -> dict:
     """What happens to accuracy in the 1000 updates after grokking; None if they are not all there."""
     start = first_step(points, "val_acc")
-    complete = start is not None and points[-1]["step"] >= start + WINDOW
-    after = [point for point in points if complete and start < point["step"] <= start + WINDOW]
+    complete = start is not None and points[-1]["step"] >= start + Criteria.WINDOW
+    after = [point for point in points if complete and start < point["step"] <= start + Criteria.WINDOW]
     below = [len(list(run)) for low, run in itertools.groupby(after, lambda p: p["val_acc"] < 0.95) if low]
     return {
-        "stable_share": sum(p["val_acc"] >= ABOVE for p in after) / len(after) if after else None,
+        "stable_share": sum(p["val_acc"] >= Criteria.ABOVE for p in after) / len(after) if after else None,
         "stable_least_val_acc": min((p["val_acc"] for p in after), default=None),
         "stable_least_train_acc": min((p["train_acc"] for p in after), default=None),
         "stable_dips": len(below) if after else None,  # below 0.95
-        "stable_longest_dip": MEASURE_EVERY * max(below, default=0) if after else None,  # updates
-        "stable_at_end": int(after[-1]["val_acc"] >= ABOVE) if after else None,
+        "stable_longest_dip": Criteria.EVERY * max(below, default=0) if after else None,  # updates
+        "stable_at_end": int(after[-1]["val_acc"] >= Criteria.ABOVE) if after else None,
     }
 
 
@@ -356,8 +363,9 @@ class TableTrajectory(Trajectory):
         return {key: float(f"{number:.6g}") for key, number in numbers.items()}
 
     def finished(self, points: list[dict]) -> bool:
-        """With early_stop: when stability can be told."""
-        return self.config.early_stop and stability(points)["stable_share"] is not None
+        """With early_stop: when stability can be told, and grokking has been sustained."""
+        known = (stability(points)["stable_share"], first_step(points, "val_acc", Criteria.IN_A_ROW))
+        return self.config.early_stop and None not in known
 
     # ---- What is reported --------------------------------------------------------------------------------------------
 
@@ -374,7 +382,7 @@ class TableTrajectory(Trajectory):
             "step_val_acc_99": self.updates if grok is None else grok,
             "step_memorize": memorize,
             "step_grok": grok,
-            "step_grok_sustained": first_step(points, "val_acc", in_a_row=10),
+            "step_grok_sustained": first_step(points, "val_acc", in_a_row=Criteria.IN_A_ROW),
             "grokked": int(grok is not None),
             "delay": None if None in (memorize, grok) else grok - memorize,
             **stability(points),
@@ -412,7 +420,7 @@ def plan(config: Config) -> list[TableTrajectory]:
             size=size,
             cells={config.updates: operation if size == BASELINE else f"{operation}/{size}"},
             streams=(seed, operation),
-            measured=tuple(range(MEASURE_EVERY, config.updates, MEASURE_EVERY)),
+            measured=tuple(range(Criteria.EVERY, config.updates, Criteria.EVERY)),
             shape=(n_elements(operation, config.modulus), size),
         )
         for operation in config.operations
@@ -428,7 +436,7 @@ def headlines(config: Config) -> tuple[str, ...]:
 
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
-YARDSTICK = (n_elements, table, train_size, split, first_step, stability, flops_per_update)
+YARDSTICK = (Criteria, n_elements, table, train_size, split, first_step, stability, flops_per_update)
 YARDSTICK += (TableTrajectory.observe, TableTrajectory.measure, TableTrajectory.cell)
 
 # ==== Main ============================================================================================================
