@@ -151,6 +151,14 @@ def add_title(figure: plt.Figure, title: str, question: str) -> None:
     figure.suptitle(textwrap.fill(f"{title}: {question}", int(9 * figure.get_figwidth())), fontsize=12)
 
 
+def add_legend(figure: plt.Figure, panels: list[plt.Axes], columns: int) -> None:
+    """Below the panels, every line that one of them has."""
+    named = {}
+    for panel in panels:
+        named |= {text: handle for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
+
+
 def label_decades(axis, form: str = "{:,.10g}", subs: tuple[int, ...] = (1, 2, 5)) -> None:
     """Plain numbers on a logarithmic axis, at 1, 2 and 5 of every decade."""
     axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
@@ -207,7 +215,7 @@ def draw_stages(results: dict, title: str) -> plt.Figure:
             panel.plot(reached, [1.05] * len(reached), "v", color=color, ms=6)
         panel.axhline(0.5, color="0.6", lw=0.8)
         panel.set(ylim=(-0.03, 1.1), ylabel="accuracy or probability")
-    figure.legend(*places[0][1][0].get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False)
+    add_legend(figure, [panel for _, (panel,) in places], 1)
     return figure
 
 
@@ -219,7 +227,7 @@ def draw_energy(results: dict, title: str) -> plt.Figure:
         top.set(ylim=(-0.03, 1.03), ylabel="probability of\nheld-out images")
         draw_lines(low, seeds, ENERGIES)
         low.set_ylabel("Dirichlet energy\n(unit rows)")
-    figure.legend(*places[0][1][1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    add_legend(figure, [low for _, (_, low) in places], 3)
     return figure
 
 
@@ -270,7 +278,8 @@ def draw_sweep(cells: dict[tuple, list[dict]], which: list[int], title: str) -> 
     for panel, (key, label) in zip(axes, quantities.items(), strict=True):
         for y, seeds in enumerate(cells.values()):
             values = [seed[key] for seed in seeds if seed[key] is not None]
-            panel.plot(values, y + np.linspace(-0.2, 0.2, len(values)), "o", color="#0072B2", ms=4)
+            lanes = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else 0
+            panel.plot(values, y + lanes + np.zeros(len(values)), "o", color="#0072B2", ms=4)
             panel.plot(
                 [np.median(values)] * 2 if values else [], [y - 0.35, y + 0.35] if values else [], color="black", lw=2
             )
@@ -282,7 +291,9 @@ def draw_sweep(cells: dict[tuple, list[dict]], which: list[int], title: str) -> 
     axes[0].set_yticks(range(len(cells)), names)
     for y, seeds in enumerate(cells.values()):
         came = sum(seed["t_ana"] is not None for seed in seeds)
-        axes[2].text(1.06, y, f"came in {came} of {len(seeds)}", va="center", fontsize=8)
+        held_out = all(seed["ood_analogical_prob"] is not None for seed in seeds)
+        words = f"came in {came} of {len(seeds)}" if held_out else "nothing held out"
+        axes[2].text(1.06, y, words, va="center", fontsize=8)
     add_title(figure, title, "where does analogy come, and where does it stay? (a dot per seed, line: median)")
     return figure
 
