@@ -25,6 +25,7 @@ is asked for and in the layout of the sequence tell what stands in the way.
 # fields, beside clip_norm, and not read off self.config: a complete run may grow.
 
 import math
+import re
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -47,7 +48,7 @@ class Arm:
     loops: str = "1"  # how often they are applied: a number, length (as many as tokens), or window:5:10 (the loss is
     # the mean over the last 5 of 10 loops, and gradients end there)
     inject: bool = False  # whether the input is added before every loop, which starts from 0
-    positions: str = "sinusoidal"  # sinusoidal, none, rotary, random, ends, ends_shift or ends_random
+    positions: str = "sinusoidal"  # sinusoidal, nope (none), rotary, random, ends, ends_shift or ends_random
     layout: str = "inplace"  # inplace: the answer in place of the input; append: behind it, causal
     train_pad: int = 0  # positions of padding at the end of every training sequence beyond the longest
     test_pad: int = 0  # and at the end of every test sequence
@@ -66,7 +67,7 @@ ARMS = {
     "looped_k2_ends_random": Arm(loops="2", positions="ends_random"),
     "standard_ends_random": Arm(layers=2, positions="ends_random"),
     "looped_n_rotary": Arm(loops="length", inject=True, positions="rotary", train_pad=1, test_pad=1),
-    "looped_n_nope": Arm(loops="length", inject=True, positions="none", layout="append"),
+    "looped_n_nope": Arm(loops="length", inject=True, positions="nope", layout="append"),
     "looped_gate": Arm(loops="6", positions="ends_shift", gate=True),
 }
 CONTROLS = ("oracle", "reference")  # not trained: a network that reverses by swaps of neighbours, and the identity
@@ -80,7 +81,7 @@ class Config:
     layers: int | None = None  # of every arm, in place of its own: blocks with weights of their own
     loops: str | None = None  # a number, length, or window:5:10
     inject: bool | None = None  # whether the input is added before every loop
-    positions: str | None = None  # sinusoidal, none, rotary, random, ends, ends_shift or ends_random
+    positions: str | None = None  # sinusoidal, nope (none), rotary, random, ends, ends_shift or ends_random
     layout: str | None = None  # inplace or append
     train_pad: int | None = None  # padding at the end of every training sequence beyond the longest
     test_pad: int | None = None  # padding at the end of every test sequence
@@ -116,7 +117,8 @@ class Config:
         for flag in ("hidden_size", "n_heads", "mlp_ratio", "num_steps", "batch_size", "n_test", "seeds", "min_len"):
             require(self, flag, getattr(self, flag) >= 1, "at least 1")
         for flag in ("test_lengths", "inference_iterations_list"):
-            require(self, flag, min(getattr(self, flag)) >= 1, "whole numbers of at least 1")
+            least = self.min_len if flag == "test_lengths" else 1
+            require(self, flag, min(getattr(self, flag)) >= least, f"whole numbers of at least {least}")
         require(self, "max_len", self.max_len >= self.min_len, f"at least --min_len {self.min_len}")
         require(self, "vocab_size", self.vocab_size >= 3, "at least 3")
         require(self, "seed", self.seed >= 0, "at least 0")
@@ -137,7 +139,7 @@ class Config:
         def check(flag: str, ok: bool, allowed: str) -> None:  # the flag may not be given: the arm's own value counts
             require(self if getattr(self, flag, None) is not None else arm, flag, ok, allowed)
 
-        kinds = ("sinusoidal", "none", "rotary", "random", "ends", "ends_shift", "ends_random")
+        kinds = ("sinusoidal", "nope", "rotary", "random", "ends", "ends_shift", "ends_random")
         check("positions", arm.positions in kinds, " or ".join(kinds))
         check("layout", arm.layout in ("inplace", "append"), "inplace or append")
         check("loss_on", arm.loss_on in ("all", "content"), "all or content")
@@ -145,15 +147,17 @@ class Config:
         for flag in ("train_pad", "test_pad"):
             check(flag, getattr(arm, flag) >= 0, "at least 0")
         kind, *numbers = arm.loops.split(":")
-        whole = [int(x) for x in numbers or [kind] if x.isdecimal()]
-        form = kind == "length" and not numbers or kind.isdecimal() and not numbers and whole[0] >= 1
-        form = form or kind == "window" and len(whole) == len(numbers) == 2 and 1 <= whole[0] <= whole[1]
+        whole = [int(x) for x in numbers or [kind] if re.fullmatch(r"[1-9]\d*", x)]
+        number, window = bool(whole) and not numbers, kind == "window" and len(whole) == len(numbers) == 2
+        form = number or arm.loops == "length" or window and whole[0] <= whole[1]
         check("loops", form, "a number of at least 1, length, or window:T:b with 1 <= T <= b")
-        check("gate", not arm.gate or kind.isdecimal(), "off unless --loops is a number")
+        cut = window and whole[0] < whole[1] and not arm.inject
+        check("loops", not cut, "a window of all its loops unless --inject: else no gradient reaches the embedding")
+        check("gate", not arm.gate or number and whole[0] > 1, "off unless --loops is at least 2")
         seen = "one that tells where a token is, unless --layout append, whose causal mask does"
-        check("positions", arm.positions != "none" or arm.layout == "append", seen)
-        behind = "sinusoidal or none or rotary with --layout append"
-        check("positions", arm.layout == "inplace" or arm.positions in ("sinusoidal", "none", "rotary"), behind)
+        check("positions", arm.positions != "nope" or arm.layout == "append", seen)
+        behind = "sinusoidal or nope or rotary with --layout append"
+        check("positions", arm.layout == "inplace" or arm.positions in ("sinusoidal", "nope", "rotary"), behind)
         if arm.positions in ("random", "ends_shift", "ends_random"):
             longest = max(self.max_len + arm.train_pad, max(self.lengths) + arm.test_pad)
             require(self, "position_range", self.position_range >= longest, f"at least {longest}, the longest sequence")
@@ -195,8 +199,8 @@ def lay_out(tokens: torch.Tensor, lengths: torch.Tensor, layout: str, vocab: int
 
 
 def coordinates(kind: str, size: int, lengths: torch.Tensor, limit: int, generator: torch.Generator) -> torch.Tensor:
-    """Where every token is, [n, size, 2] float32: counted from the start, and from the end of the content, negative
-    behind it.
+    """Where every token is, [n, size, 2] float32: counted from the start, and from the end of the content, going on
+    below behind it.
 
     random: a sorted random subset of 0 .. limit - 1, drawn for every sequence, in place of 0, 1, .. (Ruoss et al. 2023,
     "Randomized Positional Encodings Boost Length Generalization of Transformers"). ends_shift: one random offset for
@@ -380,7 +384,7 @@ class ReversalTrajectory(Trajectory):
         """Cross-entropy in nats of the answer: after the last loop, or after as many loops as tokens; over a window its
         mean; with a gate the mean by its exit probabilities, less what rewards their entropy."""
         if isinstance(model, Control):
-            loss = model.scale.square()
+            loss = 0 * model.scale
             return loss, {"loss": loss}
         kind, *numbers = self.arm.loops.split(":")
         start = self.trained_loops - int(numbers[0]) if kind == "window" else 0
@@ -415,14 +419,14 @@ class ReversalTrajectory(Trajectory):
     def model(self) -> nn.Module:
         return Control(self.config, self.arm_name) if self.arm_name in CONTROLS else Model(self.config, self.arm)
 
-    def sequences(
-        self, n: int, lengths: torch.Tensor, size: int, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
-        """n sequences: tokens, targets, content [n, T], coordinates [n, T, 2], lengths [n]."""
-        shown = sample_tokens(n, lengths, size, self.config.vocab_size, generator)
-        tokens, targets = lay_out(shown, lengths, self.arm.layout, self.config.vocab_size)
-        where = coordinates(self.arm.positions, tokens.shape[1], lengths, self.config.position_range, generator)
-        at = torch.arange(tokens.shape[1]) - (lengths[:, None] + 1 if self.arm.layout == "append" else 0)
+    def sequences(self, lengths: torch.Tensor, size: int, pad: int, generator: torch.Generator) -> dict:
+        """Sequences of these lengths, at most size, padded: tokens, targets, content [n, T], coordinates [n, T, 2],
+        lengths [n]. What they are does not depend on the arm."""
+        c, layout, n = self.config, self.arm.layout, len(lengths)
+        shown = F.pad(sample_tokens(n, lengths, size, c.vocab_size, generator), (0, pad))
+        tokens, targets = lay_out(shown, lengths, layout, c.vocab_size)
+        where = coordinates(self.arm.positions, tokens.shape[1], lengths, c.position_range, generator)
+        at = torch.arange(tokens.shape[1]) - (lengths[:, None] + 1 if layout == "append" else 0)
         content = (at >= 0) & (at < lengths[:, None])
         return {"tokens": tokens, "targets": targets, "content": content, "coordinates": where, "lengths": lengths}
 
@@ -430,7 +434,7 @@ class ReversalTrajectory(Trajectory):
         """Fresh sequences of random lengths; arms that share a seed see the same ones."""
         c, generator = self.config, self.stream("training sequences", first // n)
         lengths = torch.randint(c.min_len, c.max_len + 1, (n * c.batch_size,), generator=generator)
-        batch = self.sequences(len(lengths), lengths, c.max_len + self.arm.train_pad, generator)
+        batch = self.sequences(lengths, c.max_len, self.arm.train_pad, generator)
         return {key: values.unflatten(0, (n, -1)) for key, values in batch.items()}
 
     # ---- What is measured --------------------------------------------------------------------------------------------
@@ -449,7 +453,7 @@ class ReversalTrajectory(Trajectory):
         for length in self.config.lengths if update == self.updates else [self.config.max_len]:
             generator = stream(self.seed, "test sequences", length)
             lengths = torch.full((self.config.n_test,), length)
-            batch = self.sequences(self.config.n_test, lengths, length + self.arm.test_pad, generator)
+            batch = self.sequences(lengths, length, self.arm.test_pad, generator)
             batch = {key: values.to(device) for key, values in batch.items()}
             loops, before, rows = self.loops_at(length), None, []
             if isinstance(model, Control):
@@ -466,7 +470,8 @@ class ReversalTrajectory(Trajectory):
             found |= {f"{length}/{key}": torch.stack([row[key] for row in rows]).cpu() for key in rows[0]}
             if self.arm.gate:
                 found[f"{length}/exits"] = model.exits(states[: self.trained_loops]).T.double().cpu()
-            last = model.answer(states[self.asked(length) - 1]) if not isinstance(model, Control) else states[-1]
+            last = states[self.asked(length) - 1]
+            last = last if isinstance(model, Control) else model.answer(last)
             right = (last.argmax(-1) == batch["targets"])[batch["content"]].view(-1, length)
             found[f"{length}/profile"] = right.double().mean(0).cpu()
         return found
@@ -497,7 +502,8 @@ class ReversalTrajectory(Trajectory):
         the loop of least doubt (Fan et al. 2024, "Looped Transformers for Length Generalization"), the gate."""
         exact, rules = own["exact"], {}
         rules["oracle"] = torch.full((exact.shape[1],), min(length, len(exact)) - 1)
-        rules["confidence"] = own["doubt"].argmin(0)
+        if self.arm_name in ARMS:  # controls are sure of everything
+            rules["confidence"] = own["doubt"].argmin(0)
         if exits is not None:
             rules["gate"] = (exits.cumsum(0) >= 0.5).int().argmax(0)
         return {

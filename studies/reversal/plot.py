@@ -81,7 +81,7 @@ def read_run(path: Path) -> dict | None:
         say(f"{path}: skipped, its all_results.json has no arm")
     except FileNotFoundError:
         say(f"{path}: skipped, it holds no all_results.json")
-    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
         say(f"{path}: skipped, its all_results.json is not that of a run ({type(error).__name__}: {error})")
 
 
