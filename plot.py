@@ -249,23 +249,33 @@ def pooled_coordinate(cells: list[dict], key: str = ANSWER) -> tuple[float, floa
     return value, value - half, value + half
 
 
-def standing(cells: list[dict]) -> str:
-    """Where models stand by their biases, means over the seeds with a coordinate: "M" if that to M is below those to R
-    and O; "neither" if these both exceed KL(R || O) and KL(O || R); else "between", or "same" if R equals O."""
+def biases(cells: list[dict]) -> np.ndarray | None:
+    """Means over the seeds with a coordinate: nats from R, O and M to the models without noise, KL(R || O) and
+    KL(O || R). None if R equals O for all."""
     keys = ("bias_to_best_counting", "bias_to_orbit", "bias_to_m")
     nats = [[*(exact(cell, key) for key in keys), *apart(cell)] for cell in cells if cell[ANSWER] is not None]
-    if not nats:
+    return np.mean(np.array(nats, float), 0) if nats else None
+
+
+def standing(cells: list[dict]) -> str:
+    """Where models stand by their biases: "M" if that to M is below those to R and O; "neither" if these both exceed
+    KL(R || O) and KL(O || R); else "between", or "same" if R equals O."""
+    if (nats := biases(cells)) is None:
         return "same"
-    to_r, to_o, to_m, *r_and_o = np.mean(np.array(nats, float), 0)
+    to_r, to_o, to_m, *r_and_o = nats
     return "M" if to_m < min(to_r, to_o) else "neither" if min(to_r, to_o) > max(r_and_o) else "between"
 
 
 def verdict(cells: list[dict]) -> str:
-    """What the pooled coordinate says of models that are between R and O: something if its interval leaves out 0.5."""
-    _, low, high = pooled_coordinate(cells)
-    between = "memorizes up to a renaming" if low > 0.5 else "counts" if high < 0.5 else "undecided"
+    """What the pooled coordinate says of models that are between R and O: something if its interval leaves out 0.5. To
+    memorize they have to be nearer to O than R is as well."""
     others = {"M": "neither (M is nearest)", "neither": "neither", "same": "R equals O"}
-    return others.get(standing(cells), between)
+    if (kind := standing(cells)) in others:
+        return others[kind]
+    (_, to_o, _, _, o_to_r), (_, low, high) = biases(cells), pooled_coordinate(cells)
+    if low > 0.5:
+        return "memorizes up to a renaming" if to_o < o_to_r else "towards O, but no nearer to it than R is"
+    return "counts" if high < 0.5 else "undecided"
 
 
 def in_words(cells: list[dict], key: str = ANSWER, digits: int = 2) -> str:

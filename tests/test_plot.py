@@ -747,6 +747,12 @@ def test_the_verdict_is_where_the_whole_interval_is(start, step, wanted):
     assert plot.verdict(between(tasks=[2], start=start, step=step)) == wanted
 
 
+def test_models_that_are_no_nearer_to_o_than_r_is_do_not_memorize_whatever_their_coordinate():
+    for bias, wanted in ((0.019, "memorizes up to a renaming"), (0.021, "towards O, but no nearer to it than R is")):
+        cells = [line_cell(2, seed, 0.9, (0.03, 0.02), bias=bias) for seed in range(4)]
+        assert plot.standing(cells) == "between" and plot.verdict(cells) == wanted
+
+
 def test_models_farther_from_r_and_o_than_these_are_apart_are_neither():
     nats = (0.03, 0.02)
     assert plot.standing([line_cell(2, 0, 0.6, nats, bias=0.0299)]) == "between"  # between the two distances
