@@ -79,7 +79,8 @@ def test_the_map_of_ideals_is_by_updates_and_tasks():
 
 def test_examples_stand_beside_the_composer():
     panel = plot.draw_examples(results(), "a run").axes[0]
-    assert lines(panel, "composer").get_ydata() == pytest.approx([0.2, 0.6]) and [*lines(panel, "n = 8").get_xdata()] == [1, 2]
+    assert lines(panel, "composer").get_ydata() == pytest.approx([0.2, 0.6])
+    assert [*lines(panel, "n = 8").get_xdata()] == [1, 2]
 
 
 def test_seen_and_predicted_meet_in_a_mark_per_seed():
