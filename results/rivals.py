@@ -11,6 +11,7 @@ nats from O to Q and to Pbar, and on urns that no model has seen from S and from
 
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -48,17 +49,16 @@ def best_scores(counts: torch.Tensor, weights: torch.Tensor, target: torch.Tenso
     return g[counts.long()].log_softmax(1)
 
 
-def compared(cell: dict, trajectory: dict, config: experiment.Config) -> dict[str, float]:
+def compared(trajectory: dict, config: experiment.Config) -> dict[str, float]:
     """What is compared of one model."""
     m, C = config.n_colors, config.seq_len - 1
     urns = torch.tensor(trajectory["urns"], dtype=torch.float64)
     draws = torch.tensor(list(itertools.combinations_with_replacement(range(m), C)))  # the order of bias_predictions
     counts = experiment.color_counts(draws, m)
-    orders = torch.exp(torch.lgamma(torch.tensor(C + 1.0)) - torch.lgamma(counts + 1).sum(1)).double()
+    orders = torch.exp(math.lgamma(C + 1) - torch.lgamma(counts + 1).sum(1))
     weights = orders * (urns ** counts[:, None]).prod(2).mean(1)
-    beta = torch.lgamma(counts + config.alpha) - torch.lgamma(torch.tensor(config.alpha, dtype=torch.float64))
-    total = torch.tensor(m * config.alpha, dtype=torch.float64)
-    fresh = orders * torch.exp(beta.sum(1) + torch.lgamma(total) - torch.lgamma(total + C))
+    rising = (torch.lgamma(counts + config.alpha) - math.lgamma(config.alpha)).sum(1)  # of a Dirichlet-multinomial
+    fresh = orders * torch.exp(rising + math.lgamma(m * config.alpha) - math.lgamma(m * config.alpha + C))
     P = torch.tensor(trajectory["curves"]["bias_predictions"][-1], dtype=torch.float64)
     P = P / P.sum(1, keepdim=True)  # kept to six digits
     M = experiment.memorizing_predictor(draws, urns)
@@ -95,7 +95,7 @@ def main(folders: list[str]) -> int:
         }
         for D in config.tasks:
             cells = plot.coordinates_at(results, D)
-            seeds = [compared(cell, models[D, cell["seed"]], config) for cell in cells]
+            seeds = [compared(models[D, cell["seed"]], config) for cell in cells]
             value, low, high = pooled(seeds)
             print(f"{folder.name} D{D} coordinate_q_o: {value:.4f} [{low:.4f}, {high:.4f}], {len(seeds)} seeds")
             for key in seeds[0]:
