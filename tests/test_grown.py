@@ -69,6 +69,16 @@ def test_one_seed_grows_to_two_and_three_and_ends_with_the_same_bytes(folder, tm
     assert sorted(path.name for path in folder.iterdir()) == sorted(RESULTS)
 
 
+def test_a_run_of_several_cells_per_model_grows_though_only_its_last_points_have_every_number(tmp_path):
+    """What a point does not have is null in the curves of a complete run."""
+    grid = ["--steps", "5", "10", "150"]
+    assert run(tmp_path / "run", *grid) == 0
+    assert run(tmp_path / "run", *grid, "--seeds", 2) == 0 and steps(tmp_path / "run") == 150
+    assert run(tmp_path / "run", *grid, "--seeds", 2, "--tasks", 3, 5) == 0 and steps(tmp_path / "run") == 300
+    assert run(tmp_path / "anew", *grid, "--seeds", 2, "--tasks", 3, 5) == 0
+    assert results(tmp_path / "run") == results(tmp_path / "anew")
+
+
 def test_how_long_a_model_took_stays_known_when_the_run_grows(folder):
     def seconds() -> dict[str, float]:
         return json.loads((folder / "all_results.json").read_bytes())["timing"]["seconds_by_model"]
