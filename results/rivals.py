@@ -6,7 +6,8 @@
 R, (n_k + a) / (C + m a), is the best additive rule of a mixture of urns. The best rule by own count, Q, has P_k
 proportional to exp(g(n_k)), with the g(0), .. g(C) of least exact KL(M || Q). For the models of every D after the last
 N, by bias_predictions (Pbar), over seeds: the pooled coordinate of Pbar from Q to O with its jackknife interval, mean
-nats from O to Q and to Pbar, and on urns that no model has seen from S and from O to Pbar.
+nats from O to Q and to Pbar, and on urns that no model has seen from S and from O to Pbar; printed, and drawn as
+rivals.png beside the runs.
 """
 
 import itertools
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import experiment
 import plot
 
+import matplotlib.pyplot as plt
 import torch
 
 
@@ -75,18 +77,46 @@ def compared(trajectory: dict, config: experiment.Config) -> dict[str, float]:
     return found | {"fresh_o_to_model": kl(O, P, fresh), "fresh_s_to_o": kl(S, O, fresh)}
 
 
+def coordinate(x: dict) -> float:
+    """Where a model stands from Q (0) to O (1), as experiment.coordinate puts it from R to O."""
+    return (x["q_to_model"] - x["o_to_model"] + x["kl_o_to_q"]) / (x["kl_q_to_o"] + x["kl_o_to_q"])
+
+
 def pooled(seeds: list[dict]) -> tuple[float, float, float]:
-    """The coordinate from Q (0) to O (1) of all seeds, as plot.pooled_coordinate makes that from R."""
+    """The coordinate of all seeds and its jackknife interval, as plot.pooled_coordinate makes them from R to O."""
     cells = []
     for x in seeds:
-        apart = x["kl_q_to_o"] + x["kl_o_to_q"]
-        value = (x["q_to_model"] - x["o_to_model"] + x["kl_o_to_q"]) / apart
         ends = {"orbit": {"kl_to_best_counting": x["kl_q_to_o"]}, "best_counting": {"kl_to_orbit": x["kl_o_to_q"]}}
-        cells.append({"reference": ends, "value": value})
+        cells.append({"reference": ends, "value": coordinate(x)})
     return plot.pooled_coordinate(cells, "value")
 
 
+def draw(rows: dict[str, list[dict]], path: Path) -> None:
+    """The coordinates of every seed and of all, a row per run and D; beside them mean nats from Q and from O."""
+    figure, panel = plt.subplots(figsize=(10, 2.2 + 0.6 * len(rows)), layout="constrained")
+    for y, seeds in enumerate(rows.values()):
+        value, low, high = pooled(seeds)
+        panel.plot([coordinate(x) for x in seeds], [y - 0.15] * len(seeds), "o", color="0.4", alpha=0.6, ms=5)
+        panel.plot([low, high], [y + 0.15] * 2, color="black", lw=2)
+        panel.plot(value, y + 0.15, "o", color="black", ms=9)
+        nats = {key: math.fsum(x[key] for x in seeds) / len(seeds) for key in ("q_to_model", "o_to_model", "kl_o_to_q")}
+        words = "{q_to_model:.4f} from Q, {o_to_model:.4f} from O\nfrom O to Q: {kl_o_to_q:.4f}".format(**nats)
+        panel.text(1.02, y, words, va="center", fontsize=9, transform=panel.get_yaxis_transform())
+    for x, words in enumerate(("Q: counts\nby own count", "O: memorizes\nup to a renaming")):
+        panel.axvline(x, color="black", lw=1)
+        panel.plot(x + 0.4 * (2 * x - 1), 0, alpha=0)  # room for the words
+        panel.text(x, 1.02, words, ha="center", transform=panel.get_xaxis_transform())
+    panel.text(1.02, 1.02, "nats to the models", transform=panel.transAxes)
+    panel.set_yticks(range(len(rows)), rows)
+    panel.set(ylim=(len(rows) - 0.5, -0.5), xlabel="coordinate from Q (0) to O (1), noise averaged out")
+    figure.suptitle("Nearer to the best rule by own count, Q, or to O?", fontsize=12)
+    figure.supxlabel("small: a seed; large: all seeds, with jackknife 95% interval", fontsize=9)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main(folders: list[str]) -> int:
+    rows = {}
     for folder in map(Path, folders):
         results = json.loads((folder / "all_results.json").read_bytes())
         config = experiment.Config(**results["config"])
@@ -96,10 +126,12 @@ def main(folders: list[str]) -> int:
         for D in config.tasks:
             cells = plot.coordinates_at(results, D)
             seeds = [compared(models[D, cell["seed"]], config) for cell in cells]
+            rows[f"{folder.name} ({config.embedding}), D = {D}"] = seeds
             value, low, high = pooled(seeds)
             print(f"{folder.name} D{D} coordinate_q_o: {value:.4f} [{low:.4f}, {high:.4f}], {len(seeds)} seeds")
             for key in seeds[0]:
                 print(f"{folder.name} D{D} {key}: {sum(x[key] for x in seeds) / len(seeds):.5f}")
+    draw(rows, Path(folders[0]).parent / "rivals.png")
     return 0
 
 

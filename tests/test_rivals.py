@@ -106,8 +106,11 @@ def test_the_coordinate_is_0_at_q_1_at_o_and_pooled_by_sums():
     assert np.isnan(rivals.pooled(at_q[:2])[1:]).all()
 
 
-def test_it_prints_a_line_per_number(run, capsys):
+def test_it_prints_a_line_per_number_and_draws_a_row_per_run_and_d(run, capsys):
     capsys.readouterr()
-    assert rivals.main([str(run)]) == 0
+    assert rivals.main([str(run), str(run)]) == 0
+    assert (run.parent / "rivals.png").stat().st_size > 10_000
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * 10 and lines[0].startswith("run_0 D2 coordinate_q_o: ") and lines[0].endswith("3 seeds")
+    assert (
+        len(lines) == 2 * 2 * 10 and lines[0].startswith("run_0 D2 coordinate_q_o: ") and lines[0].endswith("3 seeds")
+    )
