@@ -1268,9 +1268,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def strict_json(value) -> bytes:
-    """JSON in which NaN and infinity are null."""
+    """JSON in which NaN and infinity are null, with every list of numbers on a line."""
     strict = json.loads(json.dumps(value), parse_constant=lambda constant: None)
-    return (json.dumps(strict, indent=1) + "\n").encode()
+    text = re.sub(r"(?<=\[)\n +(?=[-\dn])|(?<=[\dl])\n *(?=\])", "", json.dumps(strict, indent=1))
+    return (re.sub(r",\n +(?=[-\dn])", ", ", text) + "\n").encode()
 
 
 def read_json(path: Path) -> dict:

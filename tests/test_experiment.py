@@ -11,7 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from experiment import STUDY, Config, Model
-from harness import parse_arguments
+from harness import parse_arguments, strict_json
 
 import pytest
 import torch
@@ -123,6 +123,14 @@ def test_urns_with_zeros_still_give_strict_json(tmp_path):
     assert done.returncode == 0, done.stderr
     read(tmp_path / "run" / "final_info.json")
     assert any(p == 0 for urn in read(tmp_path / "run" / "all_results.json")["trajectories"][0]["urns"] for p in urn)
+
+
+def test_json_has_every_list_of_numbers_on_a_line_and_says_the_same():
+    value = {"a": [1, -2.5e-7, None, math.nan], "b": [[3], [], ["x,\n 4", 5, "]\n "], [True, {"l": [0]}]], "c": None}
+    text = strict_json(value).decode()
+    assert json.loads(text) == json.loads(json.dumps(value).replace("NaN", "null"))
+    lines = [line.strip() for line in text.splitlines()]
+    assert {'"a": [1, -2.5e-07, null, null],', "[3],", '"l": [0]'} <= {*lines}
 
 
 BAD_INPUT = {
