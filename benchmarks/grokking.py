@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Updates per second of the grokking study's baseline: the plain protocol, and the study as it is, in turns.
 
-    python benchmarks/grokking.py    # one core, about two minutes
+    python benchmarks/grokking.py               # one core, about two minutes
+    python benchmarks/grokking.py --trajectory  # the accuracies of both ways, from the same start, until memorizing
 
 The plain protocol is a script as one would first write it: pairs of Python numbers become a batch one by one, every
 position goes through every layer, and every 10 updates the accuracy is estimated from 8 batches of other entries. The
@@ -76,8 +77,51 @@ class Study:
     def train(self, updates: int) -> None:
         self.ensemble.advance(updates, SimpleNamespace(value=False))
 
-    def evaluate(self) -> None:
-        self.trajectory.measure(self.ensemble.observe(0), self.ensemble.step, {}, [])
+    def evaluate(self) -> dict[str, float]:
+        return self.trajectory.measure(self.ensemble.observe(0), self.ensemble.step, {}, [])
+
+
+NAMES = {"blocks.": "layers.layers.", ".attention.": ".self_attn.", "mlp.0": "linear1", "mlp.2": "linear2"}
+NAMES |= {"attention_norm": "norm1", "mlp_norm": "norm2"}
+
+
+def compare_trajectories(updates: int) -> None:
+    """Both ways from the same start and through the same batches, in float32, the plain one with AdamW as it comes and
+    a LambdaLR. Prints the largest difference of exact accuracies, every 10 updates until memorizing."""
+    trajectory = study.plan(study.Config(operations=("x_div_y",), seeds=1))[0]
+    own, data, plain = Study(trajectory), trajectory.data, PlainModel(97, trajectory.size)
+    for name, start in own.ensemble.model.state_dict().items():
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        plain.get_parameter("layers.norm" + name[4:] if name.startswith("norm.") else name).data.copy_(start)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.5, foreach=False)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(k / 50, 1))
+
+    def tokens_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.stack([a + 2, torch.zeros_like(a), b + 2, torch.ones_like(a)], 1)
+
+    far = {"train_acc": 0.0, "val_acc": 0.0}
+    for step in range(10, updates + 1, 10):
+        batches = trajectory.batches((step - 10) // 100 * 100, 100, own.ensemble.device)
+        for k in range((step - 10) % 100, (step - 10) % 100 + 10):
+            loss = F.cross_entropy(plain(tokens_of(batches["a"][k], batches["b"][k])), batches["answers"][k])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            found = [plain(tokens_of(*part)) for part in zip(data.a.split(1024), data.b.split(1024), strict=True)]
+        right = (torch.cat(found).argmax(1) == data.answers).double()
+        parts = {"train_acc": right[: data.n_train], "val_acc": right[data.n_train :]}
+        there = {key: float(f"{part.mean().item():.6g}") for key, part in parts.items()}  # as the study rounds
+        own.train(10)
+        here = own.evaluate()
+        far = {key: max(far[key], abs(there[key] - here[key])) for key in far}
+        if min(there["train_acc"], here["train_acc"]) > 0.99:
+            break
+    print(f"updates: {step}")
+    for key, difference in far.items():
+        print(f"largest_difference_of_{key}: {difference:.6f}")
 
 
 def seconds(action) -> float:
@@ -89,13 +133,16 @@ def seconds(action) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="rounds of 10 updates and an evaluation each (default 9)")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--trajectory", action="store_true", help="compare accuracies, for at most 900 updates")
+    options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.trajectory:
+        return compare_trajectories(900)
     for operation in ("x_div_y", "permutation"):
         trajectory = study.plan(study.Config(operations=(operation,), seeds=1))[0]
         variants = {"plain": PlainProtocol(trajectory), "study": Study(trajectory)}
         spent = {name: [] for name in variants}
-        for round_ in range(rounds + 1):
+        for round_ in range(options.rounds + 1):
             for name, variant in variants.items():
                 took = seconds(lambda: variant.train(10)), seconds(variant.evaluate)  # noqa: B023
                 spent[name] += [took] if round_ else []  # the first one warms up

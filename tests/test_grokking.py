@@ -17,6 +17,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from conftest import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from training import CPU, GO_ON
 
@@ -140,13 +142,35 @@ def test_savings_change_neither_loss_nor_gradients_and_flops_are_counted_without
         assert grokking.flops_per_update(trajectory.size, n, B) == counter.get_total_flops()
         torch.testing.assert_close(model(*batch[:2]), logits, rtol=1e-12, atol=1e-12)
         loss, reported = trajectory.loss(model, *batch)
-        assert loss.item() == reported["loss"].item() == pytest.approx(losses.mean().item(), rel=1e-12)
+        assert loss.item() == pytest.approx(losses.mean().item(), rel=1e-12) and reported == {}
         model.zero_grad()
         loss.backward()
         largest = max(value.grad.abs().max().item() for value in p.values())
         for name, value in p.items():
             found = model.get_parameter(name).grad
             torch.testing.assert_close(found, value.grad, rtol=1e-12, atol=1e-13 * largest, msg=name)
+
+
+@pytest.mark.parametrize("operation, size", [*CASES, ("x_div_y", "L1_d64_h2"), ("permutation", "L4_d64_h4")])
+def test_flops_with_savings_are_those_that_pytorch_counts(monkeypatch, operation, size):
+    """Of an update, with attention by matrix products, for nothing else is counted. Shallow models save most."""
+
+    def attend(block, q, k, v):  # of as many numbers; what is masked is computed all the same
+        q, k, v = (x.unflatten(-1, (block.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(-2)
+
+    monkeypatch.setattr(grokking.Block, "attend", attend)
+    trajectory = trajectory_of(operation, size, batch_size=200)
+    batch = {key: values[0] for key, values in trajectory.batches(0, 100, CPU).items()}
+    with FlopCounterMode(display=False) as counter:
+        trajectory.loss(trajectory.model(), **batch)[0].backward()
+    asked = trajectory.size, len(things(operation, 23)), 200
+    assert grokking.flops_with_savings(*asked) == counter.get_total_flops()
+    shares = [
+        grokking.flops_with_savings(of, 97, 512) / grokking.flops_per_update(of, 97, 512)
+        for of in (Architecture(1, 128, 4), Architecture(2, 128, 4), Architecture(4, 128, 4))
+    ]
+    assert shares == sorted(shares) and shares[-1] < 1
 
 
 @pytest.mark.parametrize("operation, size", CASES)
@@ -194,7 +218,8 @@ PARAMETERS = {  # of 1, 2 and 4 layers of width 64, 128 and 256
 def test_parameters_are_as_many_as_the_protocol_has_and_their_classes_have_fixed_edges(operation, O):  # noqa: E741
     for (d, L), wanted in zip(itertools.product((64, 128, 256), (1, 2, 4)), PARAMETERS[operation], strict=True):
         formula = (2 + O + 5) * d + L * (12 * d**2 + 13 * d) + 2 * d + (d + 1) * O
-        assert trajectory_of(operation, f"L{L}_d{d}_h8", modulus=97).parameters == wanted == formula
+        cell = trajectory_of(operation, f"L{L}_d{d}_h8", modulus=97).cell(curve([0.5]))
+        assert cell["parameters"] == wanted == formula and cell["bucket"] == grokking.bucket(wanted)
     classes = [grokking.bucket(n) for n in (*PARAMETERS[operation], 149_999, 150_000, 500_000, 500_001)]
     assert classes == "small small medium medium medium large large large large small medium medium large".split()
 
@@ -234,11 +259,39 @@ def test_accuracies_and_losses_are_exact_and_of_every_entry(lead):
         right = sum(int(logits[i].argmax()) == entries[i][2] for i in which)
         mean = math.fsum(losses[i].item() for i in which) / len(which)
         assert right > 0 and numbers[f"{part}_acc"] == float(f"{right / len(which):.6g}")
-        assert numbers[f"{part}_loss"] == pytest.approx(mean, rel=6e-6)  # of six digits
-    assert numbers["collapsed"] == (numbers["train_acc"] if lead == 40 else 0)
+        assert numbers[f"{part}_loss"] == pytest.approx(mean, rel=6e-4)  # of four digits
+    assert numbers["collapsed"] == pytest.approx(numbers["train_acc"] if lead == 40 else 0, rel=6e-4)
     norm = math.sqrt(sum(value**2 for x in p.values() for value in x.flatten().tolist()))
-    assert numbers["weight_norm"] == pytest.approx(norm, rel=1e-5)
-    assert all(value == float(f"{value:.6g}") for value in numbers.values())
+    assert numbers["weight_norm"] == pytest.approx(norm, rel=6e-4)
+
+
+def test_digits_are_as_many_as_are_read_and_an_accuracy_above_the_criterion_stays_above():
+    trajectory = trajectory_of("x_plus_y", modulus=467)
+    n, val = 109044, 109045  # of 467 squared, half each
+    right, losses = torch.zeros(n + val, dtype=torch.bool), torch.full((n + val,), 0.123456789)
+    right[:107_954], losses[: n // 7] = True, 0.0  # 107954 / 109044 = 0.99000404.., of which four digits are 0.99
+    numbers = trajectory.measure({"right": right, "losses": losses, "norm": torch.tensor(54.321987)}, 10, {}, [])
+    assert trajectory.data.n_train == n and numbers["train_acc"] == 0.990004 and numbers["val_acc"] == 0
+    rounded = {"train_loss": 0.1058, "val_loss": 0.1235, "collapsed": 0.1429, "weight_norm": 54.32}
+    assert rounded == {key: numbers[key] for key in rounded}
+
+
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPUs, as far as float64 goes."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        assert all(x.dtype != torch.float64 for x in tree_leaves(made) if isinstance(x, torch.Tensor)), function
+        return made
+
+
+def test_updates_and_what_is_observed_need_no_float64():
+    trajectory = trajectory_of()
+    model, batch = trajectory.model(), {key: x[0] for key, x in trajectory.batches(0, 100, CPU).items()}
+    with NoFloat64():
+        trajectory.loss(model, **batch)[0].backward()
+        with torch.no_grad():
+            trajectory.observe(model, 10)
 
 
 def curve(val: list[float], train: list[float] | None = None) -> list[dict]:
@@ -254,7 +307,7 @@ def cell_of(val: list[float], train: list[float] | None = None) -> dict:
     return trajectory_of(updates=7500).cell(curve(val, train))
 
 
-STEPS = "step_memorize step_grok step_grok_sustained delay weight_norm_memorize weight_norm_grok flops_to_grok".split()
+STEPS = "step_memorize step_grok step_grok_sustained delay".split()
 STABILITY = [f"stable_{key}" for key in "share least_val_acc least_train_acc dips longest_dip at_end".split()]
 
 
@@ -264,18 +317,20 @@ def test_a_model_that_never_memorizes_or_groks_has_null_for_the_steps():
     assert {key for key, value in never.items() if value is None} == {*STEPS, *STABILITY}
     assert (never["step_val_acc_99"], never["grokked"]) == (7500, 0)
     memorized = cell_of([0.4] * 750, [0.9, 0.991] + [0.5] * 748)
-    assert [memorized[key] for key in STEPS] == [20, None, None, None, 20.3, None, None]
+    assert [memorized[key] for key in STEPS] == [20, None, None, None]
     wanted = {"step_val_acc_99": 7500, "final_train_loss": 7500.1, "final_val_loss": 7500.2, "final_train_acc": 0.5}
     wanted |= {"final_val_acc": 0.4, "final_weight_norm": 7500.3, "final_collapsed": 0.25, "most_collapsed": 0.5}
     assert wanted | {"stopped_at": 7500} == {key: memorized[key] for key in [*wanted, "stopped_at"]}
 
 
-def test_steps_to_memorizing_and_to_grokking_and_what_they_cost():
+def test_steps_to_memorizing_and_to_grokking_and_what_an_update_costs():
     val = [0.1, 0.2, 0.3, 0.9901, 0.99] + [0.995] * 9 + [0.98] + [0.995] * 735  # nine in a row are not ten
     flops = grokking.flops_per_update(Architecture(2, 32, 4), 23, 16)
     numbers = cell_of(val, [0.5, 0.99001] + [1.0] * 748)
-    assert [numbers[key] for key in STEPS] == [20, 40, 160, 20, 20.3, 40.3, 40 * flops]
+    assert [numbers[key] for key in STEPS] == [20, 40, 160, 20]
     assert (numbers["step_val_acc_99"], numbers["grokked"], numbers["flops_per_update"]) == (40, 1, flops)
+    savings = grokking.flops_with_savings(Architecture(2, 32, 4), 23, 16)
+    assert numbers["flops_per_update_with_savings"] == savings != flops
     assert [cell_of([1.0] * n)["step_grok_sustained"] for n in (9, 10)] == [None, 10]
     assert cell_of([1.0] * 10, [0.0] * 9 + [1.0])["delay"] == -90  # it knew the other half before
 
@@ -364,6 +419,8 @@ def test_a_model_learns_what_it_is_not_shown_and_an_early_stop_changes_no_number
     curves, shorter = (results["trajectories"][0]["curves"] for results in (whole, early))
     n = other["stopped_at"] // 10
     assert len(shorter["step"]) == n and {key: values[:n] for key, values in curves.items()} == shorter
+    grown = run(tmp_path / "true", f"{words} --seeds 2")  # a run whose model ended early grows
+    assert grown["cells"][0] == other and grown["timing"]["model_steps"] == grown["cells"][1]["stopped_at"]
 
 
 @pytest.mark.parametrize("place", ["beside the script", "two folders above"])
@@ -386,8 +443,9 @@ BAD_INPUT = [
     ("--operations x_plus_y x_times_y", "x_div_y x_minus_y x_plus_y permutation"),
     ("--operations x_plus_y x_plus_y", "different from each other"),
     *((f"--architectures {x}", "such as L4_d64_h4") for x in ("L2d64h4", "L0_d64_h4", "L2_d64_h4_")),
-    ("--architectures L2_d64_h4 L2_d64_h3", "divisible by the number of heads"),
-    ("--heads 4 5", "divisible by the number of heads"),
+    ("--architectures L2_d64_h4 L2_d64_h3", "so that heads divide every width"),
+    ("--heads 4 5", "so that heads divide every width"),
+    *((f"--{flag}", "one or more values") for flag in "operations layers widths heads architectures".split()),
     *((f"--{flag} 0", "at least 1") for flag in ("seeds", "batch_size", "updates", "layers", "widths", "heads")),
     *((f"--{flag} {x}", "finite and not negative") for flag in ("lr", "weight_decay") for x in ("-1.0", "inf", "nan")),
     *((f"--{flag} -1", "at least 0") for flag in ("warmup", "seed")),

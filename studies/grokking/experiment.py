@@ -84,13 +84,11 @@ class Config:
 
     def __post_init__(self):
         for flag in ("operations", "layers", "widths", "heads", "architectures"):
-            values = tuple(getattr(self, flag))
-            object.__setattr__(self, flag, values)
+            values = getattr(self, flag)
             require(self, flag, len(set(values)) == len(values), "different from each other")
-            require(self, flag, values or flag == "architectures", "one or more values")
         require(self, "operations", {*self.operations} <= {*OPERATIONS}, f"of {' '.join(OPERATIONS)}")
         for flag in ("layers", "widths", "heads"):
-            require(self, flag, min(getattr(self, flag)) >= 1, "whole numbers of at least 1")
+            require(self, flag, all(n >= 1 for n in getattr(self, flag)), "whole numbers of at least 1")
         for flag in ("seeds", "updates", "batch_size"):
             require(self, flag, getattr(self, flag) >= 1, "at least 1")
         for flag in ("lr", "weight_decay"):
@@ -99,9 +97,8 @@ class Config:
         require(self, "warmup", self.warmup >= 0, "at least 0")
         form = all(re.fullmatch(r"L[1-9]\d*_d[1-9]\d*_h[1-9]\d*", text) for text in self.architectures)
         require(self, "architectures", form, "layers, width and heads, such as L4_d64_h4")
-        divisible = all(size.width % size.heads == 0 for size in self.sizes)
-        flag = "architectures" if self.architectures else "heads"
-        require(self, flag, divisible, "so that every width is divisible by the number of heads")
+        flag, allowed = "architectures" if self.architectures else "heads", "so that heads divide every width"
+        require(self, flag, all(size.width % size.heads == 0 for size in self.sizes), allowed)
         prime = 2 <= self.modulus < 1000 and all(self.modulus % k for k in range(2, math.isqrt(self.modulus) + 1))
         require(self, "modulus", prime, "a prime below 1000")
         require(self, "train_fraction", 0 < self.train_fraction < 1, "between 0 and 1")
@@ -250,6 +247,17 @@ def flops_per_update(size: Architecture, n_elements: int, batch_size: int) -> in
     return 3 * 2 * batch_size * (size.layers * block + d * n_elements)
 
 
+def flops_with_savings(size: Architecture, n_elements: int, batch_size: int) -> int:
+    """The same of an update as Block makes it. What it saves is a larger part of a shallow model than of a deep one."""
+    d, products = size.width, size.width * n_elements * batch_size
+    for i in range(size.layers):
+        last = i == size.layers - 1
+        asked, prefix = (batch_size, 0) if last else (2 * batch_size, 2 * n_elements)
+        projected = 2 * n_elements + 2 * (batch_size if i else n_elements)
+        products += 3 * d**2 * projected + 9 * d**2 * (asked + prefix) + 2 * d * (4 * asked + 2 * prefix)
+    return 3 * 2 * products
+
+
 def bucket(parameters: int) -> str:
     """Class of capacity. The edges are fixed: thirds of a grid of three widths would be the widths."""
     return "small" if parameters < 150_000 else "medium" if parameters <= 500_000 else "large"
@@ -311,8 +319,7 @@ class TableTrajectory(Trajectory):
 
     def loss(self, model: Model, a: torch.Tensor, b: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, dict]:
         """Cross-entropy of the answers, in nats."""
-        loss = F.cross_entropy(model(a, b), answers)
-        return loss, {"loss": loss}
+        return F.cross_entropy(model(a, b), answers), {}
 
     def optimizer(self, params: dict[str, torch.Tensor], lr: float) -> torch.optim.Optimizer:
         decay = self.config.weight_decay
@@ -344,11 +351,11 @@ class TableTrajectory(Trajectory):
             logits = model(a, b).float()
             found.append((F.cross_entropy(logits, answers, reduction="none"), logits.argmax(1) == answers))
         losses, right = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-        norm = torch.stack([p.double().norm() for p in parameters]).norm().cpu()
+        norm = torch.stack([p.norm() for p in parameters]).norm().cpu()  # in float32: Apple's GPUs have no float64
         return {"losses": losses, "right": right, "norm": norm}
 
     def measure(self, observed: dict, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
-        """Exact losses and accuracies of both parts of the table, to six digits.
+        """Exact losses and accuracies of both parts of the table, to four and to six digits.
 
         collapsed: share of training entries whose loss is 0 in float32, because the other answers' probabilities are
         lost beside that of the right one: they no longer teach anything (Prieto et al. 2025, "Grokking at the Edge of
@@ -360,7 +367,7 @@ class TableTrajectory(Trajectory):
             numbers[f"{part}_acc"] = observed["right"][which].double().mean().item()
         numbers["collapsed"] = (observed["losses"][:n] == 0).double().mean().item()
         numbers["weight_norm"] = observed["norm"].item()
-        return {key: float(f"{number:.6g}") for key, number in numbers.items()}
+        return {key: float(f"{number:.{6 if 'acc' in key else 4}g}") for key, number in numbers.items()}
 
     def finished(self, points: list[dict]) -> bool:
         """With early_stop: when stability can be told, and grokking has been sustained."""
@@ -373,12 +380,13 @@ class TableTrajectory(Trajectory):
         """When it memorized, when it grokked, how that lasted, and the numbers at the end. None stands for never; only
         step_val_acc_99, as in the template of The AI Scientist, has the number of updates for it."""
         memorize, grok = (first_step(points, key) for key in ("train_acc", "val_acc"))
-        flops = flops_per_update(self.size, n_elements(self.operation, self.config.modulus), self.config.batch_size)
-        at = {point["step"]: point for point in points}
+        per_update = (self.size, n_elements(self.operation, self.config.modulus), self.config.batch_size)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in self.model().parameters())
         return {
             "operation": self.operation,
             **self.size._asdict(),
-            **{f"final_{key}": points[-1][key] for key in ("train_loss", "val_loss", "train_acc", "val_acc")},
+            **{f"final_{key}": number for key, number in points[-1].items() if key != "step"},
             "step_val_acc_99": self.updates if grok is None else grok,
             "step_memorize": memorize,
             "step_grok": grok,
@@ -387,26 +395,15 @@ class TableTrajectory(Trajectory):
             "delay": None if None in (memorize, grok) else grok - memorize,
             **stability(points),
             "stopped_at": points[-1]["step"],
-            "flops_per_update": flops,
-            "flops_to_grok": None if grok is None else grok * flops,
-            "weight_norm_memorize": at[memorize]["weight_norm"] if memorize else None,
-            "weight_norm_grok": at[grok]["weight_norm"] if grok else None,
-            "final_weight_norm": points[-1]["weight_norm"],
-            "final_collapsed": points[-1]["collapsed"],
+            "flops_per_update": flops_per_update(*per_update),
+            "flops_per_update_with_savings": flops_with_savings(*per_update),
             "most_collapsed": max(point["collapsed"] for point in points),
-            "parameters": self.parameters,
-            "bucket": bucket(self.parameters),
+            "parameters": parameters,
+            "bucket": bucket(parameters),
         }
 
-    @cached_property
-    def parameters(self) -> int:
-        """How many numbers are trained."""
-        with torch.device("meta"):
-            return sum(p.numel() for p in self.model().parameters())
-
     def extras(self, points: list[dict]) -> dict:
-        sizes = {"n_train": self.data.n_train, "n_val": len(self.data.a) - self.data.n_train}
-        return {"operation": self.operation, **self.size._asdict(), "parameters": self.parameters} | sizes
+        return {"operation": self.operation, **self.size._asdict()}
 
 
 def plan(config: Config) -> list[TableTrajectory]:
@@ -437,7 +434,7 @@ def headlines(config: Config) -> tuple[str, ...]:
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
 YARDSTICK = (Criteria, n_elements, table, train_size, split, first_step, stability, flops_per_update)
-YARDSTICK += (TableTrajectory.observe, TableTrajectory.measure, TableTrajectory.cell)
+YARDSTICK += (flops_with_savings, TableTrajectory.observe, TableTrajectory.measure, TableTrajectory.cell)
 
 # ==== Main ============================================================================================================
 

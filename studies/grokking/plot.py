@@ -6,7 +6,7 @@
 
 Every figure goes into that folder, and is the same in every environment:
     capacity.png          when models of every size memorize and grok, and the ratios of pairs that are compared
-    cost.png              steps, operations and seconds to grokking against the number of parameters
+    cost.png              updates, operations and seconds to grokking against the number of parameters
     curves_<run>.png      accuracy and loss over training: every seed, and the median
     stability_<run>.png   accuracy after grokking, a strip per seed
 The first two are of the runs in `labels`, without any of all runs, that differ in operations, architectures and seeds
@@ -19,6 +19,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -42,6 +43,7 @@ import matplotlib.ticker  # noqa: E402
 import numpy as np  # noqa: E402
 
 plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign in it is one
+plt.rcParams |= {"axes.grid": True, "grid.color": "0.9", "axes.axisbelow": True}
 
 # Titles of runs, {"run_0": "baseline", ..}. capacity.png and cost.png are of the runs named here; without any, of all.
 labels = {}
@@ -54,15 +56,19 @@ OPERATIONS = {
     "permutation": ("x y in S5", "#000000", "D"),
 }
 PARTS = {"train": ("training entries", "#E69F00", "--"), "val": ("the others", "#0072B2", "-")}
+PANELS = {"layout": "constrained", "squeeze": False}
 
 FOUND = {"step_memorize": "memorized", "step_grok": "grokked"}
 
-# What is compared, as (layers, width) at equal heads: two ways to spend the same number of parameters, and depth.
-PAIRS = [((4, 64), (1, 128)), ((4, 128), (1, 256)), ((2, 64), (1, 64))]
+# What is compared, as (layers, width) at equal heads. Primary: two ways to spend the same number of parameters.
+PRIMARY = [((4, 64), (1, 128)), ((4, 128), (1, 256))]
+PAIRS = [*PRIMARY, ((1, 128), (1, 64)), ((1, 256), (1, 128)), ((4, 128), (4, 64))]  # width
+PAIRS += [((2, 128), (1, 128)), ((4, 128), (2, 128)), ((2, 64), (1, 64)), ((4, 64), (2, 64))]  # depth
 HEADS = [(2, 4), (8, 4)]  # at equal layers and width
 
 # Shades of stability_<run>.png, by the least accuracy that they stand for.
-SHADES = {0.99: "#F0F0F0", 0.95: "#A6BDDB", 0.5: "#3690C0", 0.0: "#023858"}
+SHADES = {0.99: ("#F0F0F0", "at least 0.99"), 0.95: ("#A6BDDB", "0.95 to 0.99")}
+SHADES |= {0.5: ("#3690C0", "0.5 to 0.95"), 0.0: ("#023858", "below 0.5")}
 
 
 # ==== Reading =========================================================================================================
@@ -86,10 +92,9 @@ def read_run(path: Path) -> dict | None:
     """The contents of all_results.json; None, with a line that says why, if `path` holds no readable run."""
     try:
         results = json.loads((path / "all_results.json").read_bytes())
-        cells_of(results)
-        if results["cells"] and len(results["cells"]) == len(results["trajectories"]):
+        if cells_of(results):
             return results
-        say(f"{path}: skipped, its all_results.json has no cell, or not one for every model")
+        say(f"{path}: skipped, its all_results.json has no cell")
     except FileNotFoundError:
         say(f"{path}: skipped, it holds no all_results.json")
     except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
@@ -100,25 +105,27 @@ def size_of(cell: dict) -> tuple[int, int, int]:
     return cell["layers"], cell["width"], cell["heads"]
 
 
+def style_of(operation: str) -> tuple[str, str, str]:
+    """Its name in words, color and marker. An operation that somebody adds is drawn as well."""
+    return OPERATIONS.get(operation, (operation, "#CC79A7", "v"))
+
+
 def cells_of(results: dict) -> dict[tuple, list[dict]]:
     """All seeds of every (operation, (layers, width, heads)), each a cell's numbers with `curves` and `seconds`."""
-    found, seconds = {}, results["timing"].get("seconds_by_model", {})
     curves = {(t["operation"], size_of(t), t["seed"]): t["curves"] for t in results["trajectories"]}
-    took = dict(zip(curves, seconds.values(), strict=False)) if len(curves) == len(seconds) else {}
+    seconds, found = dict(zip(curves, results["timing"]["seconds_by_model"].values(), strict=True)), {}
     for cell in results["cells"]:
         place = (cell["operation"], size_of(cell))
         own = (*place, cell["seed"])
-        found.setdefault(place, []).append(cell | {"curves": curves[own], "seconds": took.get(own)})
+        found.setdefault(place, []).append(cell | {"curves": curves[own], "seconds": seconds[own]})
     return in_order(found)
 
 
 def in_order(cells: dict[tuple, list[dict]]) -> dict[tuple, list[dict]]:
     """By operation, and every operation's by the number of parameters and heads."""
-    operations, place = (
-        [*OPERATIONS],
-        lambda cell: (operations.index(cell["operation"]), cell["parameters"], cell["heads"]),
-    )
-    return dict(sorted(cells.items(), key=lambda item: place(item[1][0])))
+    operations = [*OPERATIONS, *(operation for operation, _ in cells)]
+    places = sorted(cells, key=lambda p: (operations.index(p[0]), cells[p][0]["parameters"], p[1][2]))
+    return {place: cells[place] for place in places}
 
 
 def comparable(runs: dict[str, dict]) -> tuple[dict[str, dict], dict[tuple, list[dict]]]:
@@ -143,14 +150,16 @@ def median(cells: list[dict], key: str) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def in_words(steps: float | None) -> str:
-    return "never" if steps is None else f"{steps:,.0f}"
+def reached(seeds: list[dict], key: str) -> int:
+    """How many seeds have a number."""
+    return sum(seed[key] is not None for seed in seeds)
 
 
 def found_in_words(seeds: list[dict]) -> str:
-    grokked = sum(seed["step_grok"] is not None for seed in seeds)
-    steps = [f"{what} {in_words(median(seeds, key))}" for key, what in FOUND.items()]
-    return f"{', '.join(steps)} ({grokked} of {len(seeds)})"
+    """`memorized 620 (3 of 3), grokked never (1 of 3)`: medians, and how many of how many."""
+    steps = {key: median(seeds, key) for key in FOUND}
+    words = {key: "never" if steps[key] is None else f"{steps[key]:,.0f}" for key in FOUND}
+    return ", ".join(f"{what} {words[key]} ({reached(seeds, key)} of {len(seeds)})" for key, what in FOUND.items())
 
 
 def title_of(name: str) -> str:
@@ -160,6 +169,10 @@ def title_of(name: str) -> str:
 def size_in_words(size: tuple[int, int, int]) -> str:
     layers, width, heads = size
     return f"{layers} layer{'s' * (layers > 1)}, width {width}, {heads} head{'s' * (heads > 1)}"
+
+
+def place_in_words(operation: str, size: tuple[int, int, int], seeds: list[dict]) -> str:
+    return f"{style_of(operation)[0]}: {size_in_words(size)} ({seeds[0]['bucket']})"
 
 
 # ==== Comparing =======================================================================================================
@@ -182,36 +195,54 @@ def pairs_of(cells: dict[tuple, list[dict]], operation: str) -> list[tuple[tuple
     return [pair for pair in pairs if {*pair} <= {*sizes}]
 
 
-def ratios(cells: dict[tuple, list[dict]], operation: str) -> dict[tuple, tuple[float, float, float, int] | None]:
-    """Of every pair the ratio of steps to grokking, the ends of its 95% interval and its number of seeds.
+def ratios(cells: dict[tuple, list[dict]], operation: str, key: str = "step_grok") -> dict[tuple, tuple | None]:
+    """Of every pair the ratio of steps, the ends of its 95% interval and its number of seeds.
 
     The geometric mean of the seeds' ratios: both models of a seed learn the same entries in the same batches. The
-    standard deviation of their logarithms is pooled over the operation's pairs. None if a seed never grokked: there is
-    no number for it, and to leave it out would favor the slower one.
+    standard deviation is pooled over all sizes of the operation: of what is left of the logarithms when every size and
+    every seed has a constant of its own. If seeds of the first size never got there, they have the last update, the
+    ratio is a lower bound and the upper end infinite; None if one of the second size did not: there is no number for
+    it, and to leave it out would favor the slower one.
     """
-    logs = {}
-    for pair in pairs_of(cells, operation):
-        one, other = ({cell["seed"]: cell["step_grok"] for cell in cells[operation, size]} for size in pair)
-        both = [(one[seed], other[seed]) for seed in one if seed in other]
-        logs[pair] = None if not both or None in itertools.chain(*both) else np.log([x / y for x, y in both])
-    known = [x for x in logs.values() if x is not None]
-    freedom = sum(len(x) - 1 for x in known)
-    spread = np.sqrt(sum(((x - x.mean()) ** 2).sum() for x in known) / freedom) if freedom else np.nan
+    seeds = {(size, s["seed"]): s for (known, size), own in cells.items() if known == operation for s in own}
+    there = {place: math.log(seed[key]) for place, seed in seeds.items() if seed[key] is not None}
+    columns = {column for place in there for column in enumerate(place)}
+    shape, logs = (len(there), len(columns)), np.array([*there.values()])
+    design = np.array([[place[i] == x for i, x in columns] for place in there], float).reshape(shape)
+    fit, _, rank, _ = np.linalg.lstsq(design, logs, rcond=None)
+    freedom = len(logs) - int(rank)
+    spread = math.sqrt(((logs - design @ fit) ** 2).sum() / freedom) if freedom else math.nan
 
-    def interval(x: np.ndarray) -> tuple[float, float, float, int]:
-        half = student_quantile(freedom) * spread / np.sqrt(len(x)) if freedom else np.nan
-        return (*map(float, np.exp([x.mean(), x.mean() - half, x.mean() + half])), len(x))
+    def compare(one: tuple, other: tuple) -> tuple[float, float, float, int] | None:
+        both = [seed for size, seed in seeds if size == one and (other, seed) in seeds]
+        if not both or any((other, seed) not in there for seed in both):
+            return None
+        known = [there.get((one, seed), math.log(seeds[one, seed]["stopped_at"])) for seed in both]
+        mean = float(np.mean(known) - np.mean([there[other, seed] for seed in both]))
+        half = student_quantile(freedom) * spread * math.sqrt(2 / len(both)) if freedom else math.nan
+        bound = any((one, seed) not in there for seed in both)
+        return math.exp(mean), math.exp(mean - half), math.inf if bound else math.exp(mean + half), len(both)
 
-    return {pair: None if x is None else interval(x) for pair, x in logs.items()}
+    return {pair: compare(*pair) for pair in pairs_of(cells, operation)}
 
 
-def pair_in_words(pair: tuple[tuple, tuple]) -> str:
-    """`4 layers, width 64 : 1 layer, width 128 (4 heads)`, without what both have."""
-    (one, other), what = pair, ("layers", "width", "heads")
-    differ = [i for i in range(3) if one[i] != other[i]]
-    sides = [", ".join(part for i, part in enumerate(size_in_words(size).split(", ")) if i in differ) for size in pair]
-    same = ", ".join(f"{what[i]} {one[i]}" for i in range(3) if i not in differ)
-    return f"{sides[0]} : {sides[1]}\n({same})"
+def ratio_in_words(found: tuple[float, float, float, int] | None) -> str:
+    """With the verdict: slower or faster if the whole interval is above or below 1."""
+    if found is None:
+        return "no ratio"
+    ratio, low, high, n = found
+    told = "at least " * math.isinf(high) + f"{ratio:.3f}"
+    if math.isnan(low):
+        return f"{told}, {n} seed{'s' * (n > 1)}, no interval"
+    verdict = "slower" if low > 1 else "faster" if high < 1 else "undecided"
+    return f"{told} [{low:.3f}, {high:.3f}], {n} seeds: {verdict}"
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of which k of n were seen."""
+    z = 1.96
+    middle, half = k + z**2 / 2, z * math.sqrt(k * (n - k) / n + z**2 / 4)
+    return (middle - half) / (n + z**2), (middle + half) / (n + z**2)
 
 
 # ==== Figures =========================================================================================================
@@ -235,10 +266,9 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
     columns = min(4, len(cells))
     shape = (2 * -(-len(cells) // columns), columns)
     size = (1.2 + 3.6 * columns, 1.2 + 2.6 * shape[0])
-    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False, sharey="row")
-    for i in range(len(cells), axes.size // 2):
-        axes[2 * (i // columns), i % columns].set_axis_off()
-        axes[2 * (i // columns) + 1, i % columns].set_axis_off()
+    figure, axes = plt.subplots(*shape, figsize=size, **PANELS, sharey="row")
+    for i, below in itertools.product(range(len(cells), axes.size // 2), (0, 1)):
+        axes[2 * (i // columns) + below, i % columns].set_axis_off()
     for (i, ((operation, size), seeds)), quantity in itertools.product(enumerate(cells.items()), ("acc", "loss")):
         panel = axes[2 * (i // columns) + (quantity == "loss"), i % columns]
         for part, (label, color, line) in PARTS.items():
@@ -250,13 +280,11 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
             panel.plot(steps, middle, color=color, ls=line, lw=2, label=label)
         panel.set_xscale("log")
         label_decades(panel.xaxis, subs=(1, 3))
-        panel.grid(color="0.9")
-        panel.set_axisbelow(True)
         if quantity == "loss":
             panel.set(yscale="log", xlabel="updates")
             label_decades(panel.yaxis, subs=(1,))
         else:
-            panel.set_title(f"{OPERATIONS[operation][0]}: {size_in_words(size)}\n{found_in_words(seeds)}", fontsize=9)
+            panel.set_title(f"{place_in_words(operation, size, seeds)}\n{found_in_words(seeds)}", fontsize=8)
         if i % columns == 0:
             panel.set_ylabel("loss (nats)" if quantity == "loss" else "accuracy")
     handles, words = axes[0, 0].get_legend_handles_labels()
@@ -265,27 +293,42 @@ def draw_curves(results: dict, title: str) -> plt.Figure:
     return figure
 
 
+def draw_ratios(panel: plt.Axes, compared: dict[tuple, tuple | None]) -> None:
+    """The ratios of (operation, pair), one below the other."""
+    ends = [0.5, 2]
+    for y, ((operation, pair), found) in enumerate(compared.items()):
+        _, color, marker = style_of(operation)
+        if found:
+            ratio, lower, upper, _ = found
+            panel.plot([lower, min(upper, 99)], [y, y], color="black", lw=2)
+            panel.plot(ratio, y, marker, color=color, mfc="white" if math.isinf(upper) else color, ms=8)
+            ends += [end for end in found[:3] if math.isfinite(end)]
+        if tuple(size[:2] for size in pair) in PRIMARY:
+            panel.axhspan(y - 0.5, y + 0.5, color="0.93", lw=0)
+        panel.text(1.01, y, ratio_in_words(found), va="center", fontsize=8, transform=panel.get_yaxis_transform())
+    names = [f"{style_of(o)[0]}: {size_in_words(one)}\n: {size_in_words(other)}" for o, (one, other) in compared]
+    panel.set_yticks(range(len(compared)), names, fontsize=9)
+    panel.axvline(1, color="black", lw=1)
+    panel.set(xscale="log", xlim=(0.95 * min(ends), 1.05 * max(ends)), ylim=(len(compared) - 0.5, -0.5))
+    panel.set_xlabel("ratio of updates to grokking, 95% interval; shaded: primary; open: a lower bound")
+    label_decades(panel.xaxis, subs=(1, 1.5, 2, 3, 5, 7))
+
+
 def draw_capacity(cells: dict[tuple, list[dict]], title: str) -> plt.Figure:
     """From memorizing to grokking, a bar per size and a mark per seed, by operation and bucket; below, ratios."""
     rows, y, before = {}, 0.0, None
     for (operation, size), seeds in cells.items():
         y, before = y + 1 + 0.5 * (before not in (None, key := (operation, seeds[0]["bucket"]))), key
         rows[operation, size] = y
-    compared = {
-        (operation, pair): found for operation in OPERATIONS for pair, found in ratios(cells, operation).items()
-    }
-    heights = [y + 0.5] + [1.3 * len(compared)] * bool(compared)
-    figure, axes = plt.subplots(
-        len(heights),
-        figsize=(11, 2.6 + 0.34 * sum(heights)),
-        layout="constrained",
-        squeeze=False,
-        height_ratios=heights,
-    )
-    top, low = axes[0, 0], axes[-1, 0]
+    operations = dict.fromkeys(operation for operation, _ in cells)
+    compared = {(o, pair): found for o in operations for pair, found in ratios(cells, o).items()}
+    heights = [y + 0.5, *[1.3 * len(compared)] * bool(compared)]
+    shape = {"figsize": (11, 2.6 + 0.34 * sum(heights)), "height_ratios": heights}
+    figure, axes = plt.subplots(len(heights), **shape, **PANELS)
+    top = axes[0, 0]
     for (operation, size), y in rows.items():
-        seeds, (_, color, marker) = cells[operation, size], OPERATIONS[operation]
-        ends = [median(seeds, key) for key in ("step_memorize", "step_grok")]
+        seeds, (_, color, marker) = cells[operation, size], style_of(operation)
+        ends = [median(seeds, key) for key in FOUND]
         if None not in ends:
             top.plot(ends, [y, y], color=color, lw=7, alpha=0.25, solid_capstyle="butt")
         for seed, lane in zip(seeds, np.linspace(-0.22, 0.22, len(seeds)), strict=True):
@@ -294,64 +337,46 @@ def draw_capacity(cells: dict[tuple, list[dict]], title: str) -> plt.Figure:
                 if x is not None:
                     top.plot(x, y + lane, mark, color=color, mfc=fill, ms=4 + 3 * (mark == ">"))
         top.text(1.01, y, found_in_words(seeds), va="center", fontsize=8, transform=top.get_yaxis_transform())
-    names = [f"{OPERATIONS[o][0]}: {size_in_words(s)} ({cells[o, s][0]['bucket']})" for o, s in rows]
-    top.set_yticks([*rows.values()], names, fontsize=9)
-    top.set(xscale="log", xlabel="updates", ylim=(y + 0.6, 0.4))
+    top.set_yticks([*rows.values()], [place_in_words(*place, cells[place]) for place in rows], fontsize=9)
+    top.set(xscale="log", ylim=(y + 0.6, 0.4))
+    top.set_xlabel("updates, a mark per seed: open, memorized; filled, grokked; triangle, not by then; bar, medians")
     label_decades(top.xaxis)
-    for y, ((operation, _), found) in enumerate(compared.items()):
-        told = "a seed never grokked: no ratio"
-        if found:
-            told = "{:.2f} [{:.2f}, {:.2f}], {} seeds".format(*found)
-            low.plot(found[1:3], [y, y], color="black", lw=2)
-            low.plot(found[0], y, OPERATIONS[operation][2], color=OPERATIONS[operation][1], ms=8)
-        low.text(1.01, y, told, va="center", fontsize=8, transform=low.get_yaxis_transform())
     if compared:
-        names = [f"{OPERATIONS[operation][0]}: {pair_in_words(pair)}" for operation, pair in compared]
-        low.set_yticks(range(len(compared)), names, fontsize=9)
-        low.axvline(1, color="black", lw=1)
-        low.set(xscale="log", ylim=(len(compared) - 0.5, -0.5), xlabel="ratio of updates to grokking, 95% interval")
-        low.set_xlim(*(f(low.get_xlim()[i], x) for i, (f, x) in enumerate(((min, 0.5), (max, 2)))))
-        label_decades(low.xaxis, subs=(1, 1.5, 2, 3, 5, 7))
-    for panel in axes[:, 0]:
-        panel.grid(color="0.9", axis="x")
-        panel.set_axisbelow(True)
-    figure.supxlabel(
-        "a mark per seed; open: memorized, filled: grokked (accuracy above 0.99); bar: medians;\n"
-        "open triangle: not grokked by the last update; ratios: geometric mean over seeds, same entries and batches",
-        fontsize=9,
-    )
-    add_title(figure, title, "when do models of every size memorize and grok?")
+        draw_ratios(axes[1, 0], compared)
+    add_title(figure, title, "when do models of every size memorize and grok (accuracy above 0.99)?")
     return figure
 
 
 def draw_cost(cells: dict[tuple, list[dict]], title: str) -> plt.Figure:
     """What grokking costs against parameters: open marks at the last update for seeds that never grok."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     prices = {
         "updates": lambda seed: 1,
-        "floating point operations": lambda seed: seed["flops_per_update"],
-        "seconds on the machine of the run": lambda seed: seed["seconds"] and seed["seconds"] / seed["stopped_at"],
+        "operations of the plain protocol": lambda seed: seed["flops_per_update"],
+        "operations with the savings": lambda seed: seed["flops_per_update_with_savings"],
+        "seconds, with savings and measuring": lambda seed: seed["seconds"] / seed["stopped_at"],
     }
-    for panel, (what, price) in zip(axes, prices.items(), strict=True):
+    for panel, (what, price) in zip(axes.flat, prices.items(), strict=True):
         highest = {}
         for (operation, size), seeds in cells.items():
-            words, color, marker = OPERATIONS[operation]
-            for seed in seeds if all(map(price, seeds)) else ():
-                place = (seed["parameters"], seed["step_val_acc_99"] * price(seed))
+            words, color, marker = style_of(operation)
+            for seed in seeds:
+                beside = 1.1 ** math.log2(size[2] / 4)  # heads change no number of parameters
+                place = (seed["parameters"] * beside, seed["step_val_acc_99"] * price(seed))
                 panel.plot(*place, marker, color=color, mfc="white" if seed["step_grok"] is None else color, ms=5)
-                highest[size[:2]] = max(highest.get(size[:2], place), place, key=lambda place: place[1])
+                highest[size] = max(highest.get(size, place), place, key=lambda place: place[1])
             if size == next(known for o, known in cells if o == operation):
                 panel.plot([], [], marker, color=color, label=words)
-        for size, place in highest.items():
-            text = "{} x {}".format(*size)
+        for (layers, width, heads), place in highest.items():
+            text = f"{layers} x {width}" if heads == 4 else f"h{heads}"
             panel.annotate(text, place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
-        panel.set(xscale="log", yscale="log", xlabel="parameters (beside marks: layers x width)", title=what)
+        panel.set(xscale="log", yscale="log", title=what)
         panel.margins(0.15)
         label_decades(panel.xaxis)
-        label_decades(panel.yaxis, "{:.3g}" if "operations" in what else "{:,.10g}")
-        panel.grid(color="0.9")
-        panel.set_axisbelow(True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        label_decades(panel.yaxis, "{:.3g}" if "operations" in what else "{:,.10g}", subs=(1, 2, 3, 5))
+    words = "against parameters; at marks: layers x width, or h2 for 2 heads, not 4, which are beside their place"
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, title=words, loc="outside lower center", ncols=5, frameon=False)
     add_title(figure, title, "what did it take to grok? (a mark per seed; open: not grokked by the last update)")
     return figure
 
@@ -361,31 +386,24 @@ def draw_stability(results: dict, title: str) -> plt.Figure:
     strips = [(place, seed) for place, seeds in cells_of(results).items() for seed in seeds]
     figure, panel = plt.subplots(figsize=(11, 2.2 + 0.24 * len(strips)), layout="constrained")
     names, longest = [], 1000
-    levels = sorted(SHADES)
     for y, ((operation, size), seed) in enumerate(strips):
-        names.append(f"{OPERATIONS[operation][0]}, {size_in_words(size)}, seed {seed['seed']}")
+        names.append(f"{style_of(operation)[0]}, {size_in_words(size)}, seed {seed['seed']}")
         if seed["step_grok"] is None:
             panel.text(10, y, f"not grokked in {seed['stopped_at']:,} updates", va="center", fontsize=8)
             continue
-        points = zip(seed["curves"]["step"], seed["curves"]["val_acc"], strict=True)
-        after = [(step - seed["step_grok"], value) for step, value in points if step >= seed["step_grok"]]
-        ends = [*(step for step, _ in after[1:]), after[-1][0] + 10]
-        for (start, value), end in zip(after, ends, strict=True):
-            shade = SHADES[max(level for level in levels if value >= level)]
-            panel.barh(y, end - start, 0.8, start, color=shade, lw=0)
+        first = seed["curves"]["step"].index(seed["step_grok"])
+        steps = np.subtract(seed["curves"]["step"][first:], seed["step_grok"])
+        ends = [*steps[1:], steps[-1] + 10]
+        shades = [SHADES[max(x for x in SHADES if x <= acc)][0] for acc in seed["curves"]["val_acc"][first:]]
+        panel.barh([y] * len(steps), ends - steps, 0.8, steps, color=shades, lw=0)
         longest = max(longest, ends[-1])
     panel.axvline(1000, color="black", lw=1)
     panel.set(xlabel="updates since the accuracy first exceeded 0.99", xlim=(0, longest))
     panel.set_yticks(range(len(strips)), names, fontsize=8)
     panel.set_ylim(len(strips) - 0.4, -0.6)
-    words = {0.99: "at least 0.99", 0.95: "0.95 to 0.99", 0.5: "0.5 to 0.95", 0.0: "below 0.5"}
-    marks = [
-        plt.Rectangle((0, 0), 1, 1, facecolor=color, edgecolor="0.5", label=words[x]) for x, color in SHADES.items()
-    ]
+    marks = [plt.Rectangle((0, 0), 1, 1, fc=color, ec="0.5", label=words) for color, words in SHADES.values()]
     figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)
-    add_title(
-        figure, title, "does grokking last? Accuracy on the other entries (line: the 1000 updates that are counted)"
-    )
+    add_title(figure, title, "does grokking last? Accuracy on the other entries (line: the end of what is counted)")
     return figure
 
 
@@ -405,13 +423,17 @@ def say(line: object, stream: str = "stdout") -> None:
 
 
 def print_table(cells: dict[tuple, list[dict]]) -> None:
-    """One line per cell: seeds that grokked, median steps; and one per pair: ratio and interval."""
+    """One line per cell: median steps, the share that grokked with Wilson's interval, the mean stable_share; then one
+    per pair: its ratio of steps to memorizing, and to grokking."""
     for (operation, size), seeds in cells.items():
-        say(f"{operation} {size_in_words(size)}: {found_in_words(seeds)}")
-    for operation in dict.fromkeys(operation for operation, _ in cells):
-        for pair, found in ratios(cells, operation).items():
-            told = "{:.3f} [{:.3f}, {:.3f}], {} seeds".format(*found) if found else "a seed never grokked: no ratio"
-            say(f"{operation} {pair_in_words(pair).replace(chr(10), ' ')}: {told}")
+        n, k = len(seeds), reached(seeds, "step_grok")
+        stable = [seed["stable_share"] for seed in seeds if seed["stable_share"] is not None]
+        told = "share that grokked {:.2f} [{:.2f}, {:.2f}]".format(k / n, *wilson(k, n))
+        told += f", stable_share {np.mean(stable):.3f} ({len(stable)} of {n})" if stable else ", stable_share unknown"
+        say(f"{operation} {size_in_words(size)}: {found_in_words(seeds)}; {told}")
+    for operation, key in itertools.product(dict.fromkeys(operation for operation, _ in cells), FOUND):
+        for pair, found in ratios(cells, operation, key).items():
+            say(f"{operation} {key} {' : '.join(map(size_in_words, pair))}: {ratio_in_words(found)}")
 
 
 def save(figure: plt.Figure, path: Path) -> bool:
