@@ -29,9 +29,10 @@ Analogical Reasoning in Transformers" (arXiv 2602.01992).
 import itertools
 import math
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,8 @@ import torch.nn as nn  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 # ==== Configuration ===================================================================================================
+
+GRID = ("num_entities", "num_relations", "analogical_ood_ratio", "weight_decay", "d_model")  # of which runs are made
 
 
 @dataclass(frozen=True)
@@ -77,26 +80,24 @@ class Config:
     device: str = "auto"  # auto (CUDA, else Apple MPS, else CPU), cpu, cuda or mps
 
     def __post_init__(self):
-        grid = ("num_entities", "num_relations", "analogical_ood_ratio", "weight_decay", "d_model")
-        for flag in grid:
-            values = tuple(getattr(self, flag))
-            object.__setattr__(self, flag, values)
+        for flag in GRID:
+            values = getattr(self, flag)
             require(self, flag, len(set(values)) == len(values) > 0, "one or more different values")
         for flag in ("n_layer", "n_head", "batch_size", "epochs", "seeds"):
             require(self, flag, getattr(self, flag) >= 1, "at least 1")
         for flag in ("mlp_ratio", "warmup", "seed"):
             require(self, flag, getattr(self, flag) >= 0, "at least 0")
-        require(self, "lr", 0 <= self.lr < math.inf, "finite and not negative")
-        require(self, "weight_decay", all(0 <= x < math.inf for x in self.weight_decay), "finite and not negative")
+        for flag in ("lr", "weight_decay"):
+            numbers = np.ravel(getattr(self, flag))
+            require(self, flag, all(0 <= x < math.inf for x in numbers), "finite and not negative")
+        for flag in ("atomic_ood_ratio", "compositional_ood_ratio", "analogical_ood_ratio"):
+            require(self, flag, all(0 <= x < 1 for x in np.ravel(getattr(self, flag))), "at least 0 and below 1")
         require(self, "rope_base", 1 < self.rope_base < math.inf, "finite and above 1")
         require(self, "vocab_mode", self.vocab_mode in ("full", "used"), "full or used")
-        for flag in ("atomic_ood_ratio", "compositional_ood_ratio"):
-            require(self, flag, 0 <= getattr(self, flag) < 1, "at least 0 and below 1")
-        require(self, "analogical_ood_ratio", all(0 <= x < 1 for x in self.analogical_ood_ratio), "at least 0, below 1")
         sizes = [self.category_size(entities) for entities in self.num_entities]
         flag = "num_entities" if self.sub_size is None else "sub_size"
         require(self, flag, min(sizes) >= 3, "so that a category has at least 3 entities")
-        room = all(2 * n <= entities for n, entities in zip(sizes, self.num_entities, strict=True))
+        room = 2 * max(sizes) <= min(self.num_entities) or self.sub_size is None
         require(self, "sub_size", room, f"at most half of --num_entities {min(self.num_entities)}")
         least = 1 if self.duplicate_relation else max(sizes) - 1
         allowed = f"at least {least}, for every entity has that many edges (or come with --duplicate_relation)"
@@ -110,123 +111,103 @@ class Config:
 
 PRESETS = {
     "readme": {},
-    "yaml": {"analogical_ood_ratio": (0.1,), "n_layer": 2, "epochs": 100},
-    "paper": {"num_entities": (20,), "analogical_ood_ratio": (0.1,), "epochs": 100},
-    "nb_dynamics": {"n_layer": 2, "tie_weights": True, "lr": 1e-2, "weight_decay": (0.01,)},
-    "nb_energy": {
-        "analogical_ood_ratio": (0.1,),
-        "mlp_ratio": 0,
-        "tie_weights": True,
-        "weight_decay": (1e-5,),
-        "epochs": 300,
-    },
+    "yaml": dict(analogical_ood_ratio=(0.1,), n_layer=2, epochs=100),
+    "paper": dict(num_entities=(20,), analogical_ood_ratio=(0.1,), epochs=100),
+    "nb_dynamics": dict(n_layer=2, tie_weights=True, lr=1e-2, weight_decay=(0.01,)),
+    "nb_energy": dict(analogical_ood_ratio=(0.1,), mlp_ratio=0, tie_weights=True, weight_decay=(1e-5,), epochs=300),
 }
 
 # ==== Facts ===========================================================================================================
 
 # Far-OOD facts have a held-out edge: as their first hop alone, or as their second one.
 TRAINED = ("id_atomic", "id_compositional", "id_analogical")
-KINDS = (*TRAINED, "ood_atomic", "near_ood_compositional", "far_ood_first_hop", "far_ood_second_hop", "ood_analogical")
+FAR = ("far_ood_first_hop", "far_ood_second_hop")
+KINDS = (*TRAINED, "ood_atomic", "near_ood_compositional", *FAR, "ood_analogical")
 
 
-class Graph(NamedTuple):
-    """Facts of two categories and the functor between them, as numbers of entities and of relations."""
-
-    functor: dict[int, int]  # the image of every entity of the first category
-    facts: dict[str, list[tuple[int, ...]]]  # of every kind: (h, r, t), (h, r1, r2, t) or (e, F(e))
+# Of every kind, in the order of KINDS, as numbers of entities and of relations: (h, r, t), (h, r1, r2, t) or (e, F(e)).
+Facts = dict[str, list[tuple[int, ...]]]
 
 
 @lru_cache(maxsize=64)
-def build_graph(
-    entities: int, n: int, relations: int, ratios: tuple[float, float, float], repeat: bool, seed: int
-) -> Graph:
+def build_graph(config: Config, entities: int, relations: int, held_out: float, seed: int) -> Facts:
     """All facts, by the original's order of random draws.
 
-    n entities are the first category, n others the second, and the rest has a complete graph of its own. In the first
-    category every entity has an edge to every other one, with a label that no other edge of that entity has (repeat:
-    may have). A share ratios[0] of these edges is held out; the image of the others under the functor is the second
-    category. Paths over two edges that do not lead back are facts, held out (near) with probability ratios[1] if both
-    edges are trained on, else far. A share ratios[2] of the functor's pairs is held out.
+    As many entities as a category has are the first one, as many others the second, and the rest has a complete graph
+    of its own. In the first category every entity has an edge to every other one, with a label that no other edge of
+    that entity has (duplicate_relation: may have). A share atomic_ood_ratio of these edges is held out; the image of
+    the others under the functor is the second category. Paths over two edges that do not lead back are facts, held out
+    (near) with probability compositional_ood_ratio if both edges are trained on, else far. Of the functor's pairs a
+    share `held_out` is held out.
     """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(entities)
-    first, second, others = order[:n].tolist(), order[n : 2 * n], order[2 * n :].tolist()
-    functor = dict(zip(first, rng.permutation(second).tolist(), strict=True))
+    rng, n = np.random.default_rng(seed), config.category_size(entities)
+    first, second, others = np.split(rng.permutation(entities), [n, 2 * n])
+    first, second, others = first.tolist(), rng.permutation(second).tolist(), others.tolist()
+    image = dict(zip(first, second, strict=True))
     labels = rng.choice(relations, size=relations, replace=False).tolist()
-    atomic = []
-    for h in first:
-        used = set()
-        for t in (t for t in first if t != h):
-            r = int(rng.choice([label for label in labels if label not in used]))
-            used |= set() if repeat else {r}
-            atomic.append((h, r, t))
+    atomic, used = [], {h: set() for h in first}
+    for h, t in itertools.permutations(first, 2):
+        r = int(rng.choice([label for label in labels if label not in used[h]]))
+        used[h] |= set() if config.duplicate_relation else {r}
+        atomic.append((h, r, t))
     atomic += [(h, int(rng.choice(labels)), t) for h, t in itertools.permutations(others, 2)]
 
-    def parts(facts: list, held_out: float) -> tuple[list, list]:
+    def split(facts: list, held_out: float) -> tuple[list, list]:
         rng.shuffle(facts)
-        facts = [tuple(map(int, fact)) for fact in facts]
         kept = round(len(facts) * (1 - held_out))  # half to even
         return facts[:kept], facts[kept:]
 
-    known, new = parts(atomic, ratios[0])
-    mirror = [(functor[h], r, functor[t]) for h, r, t in known if h in functor]
-    facts = {"id_atomic": known + mirror, "ood_atomic": new}
-    facts |= {kind: [] for kind in KINDS if kind not in facts}
-    held_out, edges = set(new), {}
+    known, new = split(atomic, config.atomic_ood_ratio)
+    mirror = [(image[h], r, image[t]) for h, r, t in known if h in image]
+    facts = {kind: [] for kind in KINDS} | {"id_atomic": known + mirror, "ood_atomic": new}
+    edges, missing = {h: [] for h in range(entities)}, set(new)
     for edge in (*known, *new, *mirror):
-        edges.setdefault(edge[0], []).append(edge)
-    for h in range(entities):
-        for hop in edges.get(h, ()):
-            for following in edges.get(hop[2], ()):
-                if following[2] == h:
-                    continue
-                if following in held_out or hop in held_out:
-                    kind = "far_ood_second_hop" if following in held_out else "far_ood_first_hop"
-                else:
-                    kind = "id_compositional" if rng.uniform() > ratios[1] else "near_ood_compositional"
-                facts[kind].append((h, hop[1], following[1], following[2]))
-    facts["id_analogical"], facts["ood_analogical"] = parts([*functor.items()], ratios[2])
-    return Graph(functor, facts)
+        edges[edge[0]].append(edge)
+    hops = [(one, other) for h in range(entities) for one in edges[h] for other in edges[one[2]] if other[2] != h]
+    for one, other in hops:
+        if one in missing or other in missing:
+            kind = FAR[other in missing]
+        else:
+            kind = "id_compositional" if rng.uniform() > config.compositional_ood_ratio else "near_ood_compositional"
+        facts[kind].append((*one[:2], *other[1:]))
+    facts["id_analogical"], facts["ood_analogical"] = split([*image.items()], held_out)
+    return facts
 
 
-def lookup_accuracy(graph: Graph) -> float | None:
-    """What the held-out (near) two-hop facts yield to a table without reasoning: the answer that training facts of the
+def answered_by_lookup(facts: Facts) -> torch.Tensor:
+    """Which of the held-out (near) two-hop facts [n] a table without reasoning answers: with what training facts of the
     same category with this last relation have most often."""
-    category = {e: part for part, own in enumerate((graph.functor.keys(), graph.functor.values())) for e in own}
-    seen = {}
-    for h, *_, r, t in graph.facts["id_atomic"] + graph.facts["id_compositional"]:
-        seen.setdefault((category.get(h), r), Counter())[t] += 1
-    near = graph.facts["near_ood_compositional"]
-    right = [t == seen.get((category.get(h), r), Counter({None: 1})).most_common(1)[0][0] for h, *_, r, t in near]
-    return sum(right) / len(right) if right else None
+    image = dict(facts["id_analogical"] + facts["ood_analogical"])
+    category = dict.fromkeys(image, 1) | dict.fromkeys(image.values(), 2)
+    table = defaultdict(Counter)
+    for h, *_, r, t in facts["id_atomic"] + facts["id_compositional"]:
+        table[category.get(h), r][t] += 1
+    near = facts["near_ood_compositional"]
+    return torch.tensor([t == table[category.get(h), r].most_common(1)[0][0] for h, *_, r, t in near]).bool()
 
 
-class Facts(NamedTuple):
-    """Facts as tokens: entities, then relations, then the functor."""
+class Texts(NamedTuple):
+    """Facts as tokens: entities, then relations, then the functor. Those that are trained on come first."""
 
     tokens: torch.Tensor  # [N, 3] int64, padded on the right
     last: torch.Tensor  # [N] position of the last token
     targets: torch.Tensor  # [N]
-    kinds: torch.Tensor  # [N] numbers in KINDS; those that are trained on come first
     n_train: int
     vocabulary: int
 
 
-def tokenize(graph: Graph, entities: int, relations: int, vocab_mode: str) -> Facts:
+def tokenize(facts: Facts, entities: int, relations: int, vocab_mode: str) -> Texts:
     """Every fact as a sequence of tokens whose last one is asked for."""
-    names = range(relations)
+    every, names = [fact for kind in KINDS for fact in facts[kind]], range(relations)
     if vocab_mode == "used":
-        names = sorted({r for facts in graph.facts.values() for fact in facts for r in fact[1:-1]})
+        names = sorted({r for fact in every for r in fact[1:-1]})
     token = {r: entities + i for i, r in enumerate(names)}
-    functor = entities + len(token)
-    rows = []
-    for kind, facts in ((i, graph.facts[kind]) for i, kind in enumerate(KINDS)):
-        for h, *middle, t in facts:
-            sequence = [h, *(token[r] for r in middle)] if middle else [h, functor]
-            rows.append([*sequence, *[0] * (3 - len(sequence)), len(sequence) - 1, t, kind])
+    functor, rows = entities + len(token), []
+    for h, *middle, t in every:
+        text = [h, *(token[r] for r in middle)] if middle else [h, functor]
+        rows.append([*text, *[0] * (3 - len(text)), len(text) - 1, t])
     rows = torch.tensor(rows)
-    n_train = sum(len(graph.facts[kind]) for kind in TRAINED)
-    return Facts(rows[:, :3], *rows[:, 3:].unbind(1), n_train, functor + 1)
+    return Texts(rows[:, :3], rows[:, 3], rows[:, 4], sum(len(facts[kind]) for kind in TRAINED), functor + 1)
 
 
 # ==== Model ===========================================================================================================
@@ -249,10 +230,10 @@ class Block(nn.Module):
         self.heads, self.base = config.n_head, config.rope_base
         self.attention_norm = nn.LayerNorm(d)
         self.qkv, self.attention_out = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.mlp_norm, self.mlp = nn.LayerNorm(d), None
+        self.mlp = None
         if config.mlp_ratio:
             wide = config.mlp_ratio * d
-            self.mlp = nn.Sequential(nn.Linear(d, wide), nn.GELU(), nn.Linear(wide, d))
+            self.mlp = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, wide), nn.GELU(), nn.Linear(wide, d))
 
     def attend(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention weights [B, heads, T, T] and values [B, heads, T, d / heads] of the normed stream."""
@@ -264,7 +245,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weights, values = self.attend(self.attention_norm(x))
         x = x + self.attention_out((weights @ values).transpose(1, 2).flatten(-2))
-        return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
+        return x if self.mlp is None else x + self.mlp(x)
 
 
 class Model(nn.Module):
@@ -299,60 +280,67 @@ class Model(nn.Module):
 # ==== Embeddings ======================================================================================================
 
 
-def dirichlet_energy(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean of |x - y|^2 over rows of unit length: 2 - 2 cos, 0 to 4. [n, d], [n, d] -> scalar; NaN without rows."""
-    return (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean()
+def mean(values: torch.Tensor) -> float | None:
+    """None, if there are none."""
+    return values.double().mean().item() if len(values) else None
 
 
-def energies(x: torch.Tensor, functor: torch.Tensor, trained: torch.Tensor) -> dict[str, float | None]:
-    """Dirichlet energies of the functor's pairs [n, 2], of which [n] are trained on, in embeddings [entities, d].
+def against_null(table: torch.Tensor, trained: torch.Tensor) -> dict[str, tuple[float | None, float | None]]:
+    """Means of numbers [n, n] of entities (rows) and images (columns) over the functor's pairs, the diagonal, and over
+    all others, the null: of everything, and among the pairs that are trained on ("_id") or held out ("_ood") alone."""
+    found = {}
+    for part, which in (("", trained | True), ("_id", trained), ("_ood", ~trained)):
+        own = table[which][:, which]
+        found[part] = mean(own.diagonal()), mean(own[~torch.eye(len(own), dtype=torch.bool)])
+    return found
 
-    The norm of embeddings and what all of a category have in common move the energy alone. The null has them too: the
-    same mean over all other pairs of the two categories. A ratio below 1 is what only the functor explains.
+
+def energies(x: torch.Tensor, pairs: torch.Tensor, trained: torch.Tensor) -> dict[str, float | None]:
+    """Dirichlet energies of the functor's pairs [n, 2], of which [n] are trained on, in embeddings [entities, d]: the
+    mean of |x - y|^2 over rows of unit length, 2 - 2 cos, 0 to 4.
+
+    The norm of embeddings and what all of a category have in common move the energy alone. They move its null too, the
+    same mean over all other pairs of the two categories, so that the ratio tells of the functor.
     """
-    one, other = x[functor[:, 0]], x[functor[:, 1]]
-    n = len(functor)
-    away = ~torch.eye(n, dtype=torch.bool)
-    null = dirichlet_energy(one.repeat_interleave(n, 0)[away.flatten()], other.repeat(n, 1)[away.flatten()]).item()
-    raw = (one - other).square().sum(1)
-    numbers = {"energy_null": null, "energy_raw": raw.sum().item()}
-    numbers["energy_relative_to_norm"] = (raw.mean() / x.square().sum(1).mean()).item()
-    for name, which in (("", trained | True), ("_id", trained), ("_ood", ~trained)):
-        energy = dirichlet_energy(one[which], other[which]).item() if which.any() else None
-        numbers |= {f"energy{name}": energy, f"energy_ratio{name}": None if energy is None else energy / null}
-    return numbers
+    one, other = x[pairs.T]
+    raw, numbers = (one - other).square().sum(1), {}
+    for part, (energy, null) in against_null(2 - 2 * F.normalize(one) @ F.normalize(other).T, trained).items():
+        numbers |= {f"energy{part}": energy, f"energy_null{part}": null}
+        numbers[f"energy_ratio{part}"] = energy / null if null else None
+    norm = x.square().sum(1).mean()
+    return numbers | {"energy_raw": raw.sum().item(), "energy_relative_to_norm": (raw.mean() / norm).item()}
 
 
-def principal_plane(x: torch.Tensor) -> tuple[torch.Tensor, list[float]]:
-    """Coordinates [n, 2] of rows [n, d] on their first two principal components, and the shares of variance there. The
-    sign is that for which the farthest coordinate is positive."""
+def principal_plane(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates [n, 2] of rows [n, d] on their first two principal components, and the shares of variance [2]."""
     U, S, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
-    plane = (U * S)[:, :2]
-    plane = plane * plane.gather(0, plane.abs().argmax(0, keepdim=True)).sign()
-    return plane, (S.square() / S.square().sum())[:2].tolist()
+    return (U * S)[:, :2], (S.square() / S.square().sum())[:2]
 
 
 # ==== Training ========================================================================================================
 
 EVAL_BATCH = 512  # facts per forward pass of the evaluation: their logits are over the whole vocabulary
-GROUPS = {kind: (kind,) for kind in KINDS} | {"far_ood_compositional": ("far_ood_first_hop", "far_ood_second_hop")}
-SEVEN = [group for group in GROUPS if "hop" not in group]  # of which macro averages are
+SCORES = ("ce", "prob", "acc")  # of a fact: loss in nats, probability of the target, whether that is the most probable
+GROUPS = (*KINDS, "far_ood_compositional")  # the last one is the two kinds of FAR
+# What only the functor explains, of the pairs that are trained on and of the held-out ones.
+EXPLAINED = ("read_out_energy_ratio", "energy_ratio", "parallelism_excess")
+EXPLAINED = [f"{key}_{part}" for key in EXPLAINED for part in ("id", "ood")]
 
 
 def first_update(points: list[dict], key: str, least: float) -> int | None:
     """After which update a number is first measured to be at least so much; None: never."""
-    return next((point["step"] for point in points if point[key] is not None and point[key] >= least), None)
+    return next((point["step"] for point in points if (point.get(key) or 0) >= least), None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnalogyTrajectory(Trajectory):
-    """One model of a graph: as many entities and relations, a width and a decay, and a seed."""
+    """One model of a graph: a value of each list of the grid, and a seed."""
 
-    entities: int
-    relations: int
-    held_out: float  # share of analogical facts
-    decay: float
-    width: int
+    num_entities: int
+    num_relations: int
+    analogical_ood_ratio: float
+    weight_decay: float
+    d_model: int
 
     # ---- Learning rate, loss and update ------------------------------------------------------------------------------
 
@@ -369,30 +357,24 @@ class AnalogyTrajectory(Trajectory):
         return loss, {"loss": loss}
 
     def optimizer(self, params: dict[str, torch.Tensor], lr: float) -> torch.optim.Optimizer:
-        return torch.optim.Adam(params.values(), lr=lr, weight_decay=self.decay, fused=True)
+        return torch.optim.Adam(params.values(), lr=lr, weight_decay=self.weight_decay, fused=True)
 
     # ---- What is trained ---------------------------------------------------------------------------------------------
 
     @cached_property
-    def graph(self) -> Graph:
-        c, n = self.config, self.config.category_size(self.entities)
-        ratios = (c.atomic_ood_ratio, c.compositional_ood_ratio, self.held_out)
-        return build_graph(self.entities, n, self.relations, ratios, c.duplicate_relation, self.seed)
+    def facts(self) -> Facts:
+        return build_graph(self.config, self.num_entities, self.num_relations, self.analogical_ood_ratio, self.seed)
 
     @cached_property
-    def data(self) -> Facts:
-        return tokenize(self.graph, self.entities, self.relations, self.config.vocab_mode)
-
-    @property
-    def updates_per_epoch(self) -> int:
-        return -(-self.data.n_train // self.config.batch_size)
+    def data(self) -> Texts:
+        return tokenize(self.facts, self.num_entities, self.num_relations, self.config.vocab_mode)
 
     def model(self) -> Model:
-        return Model(self.config, self.data.vocabulary, self.width)
+        return Model(self.config, self.data.vocabulary, self.d_model)
 
     def batches(self, first: int, n: int, device: torch.device) -> dict[str, torch.Tensor]:
         """tokens [n, B, 3], last, targets [n, B], and weights [n, B], which are 0 where a short batch is padded."""
-        size, per_epoch = self.config.batch_size, self.updates_per_epoch
+        size, per_epoch = self.config.batch_size, self.window
         epochs = range(first // per_epoch, (first + n - 1) // per_epoch + 1)
         orders = [torch.randperm(self.data.n_train, generator=self.stream("epoch", epoch)) for epoch in epochs]
         orders = [F.pad(order, (0, per_epoch * size - len(order)), value=-1) for order in orders]
@@ -405,118 +387,139 @@ class AnalogyTrajectory(Trajectory):
     @cached_property
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The functor's pairs (e, F(e)) [n, 2], and whether they are trained on [n]."""
-        known, new = (self.graph.facts[f"{part}_analogical"] for part in ("id", "ood"))
+        known, new = (self.facts[f"{part}_analogical"] for part in ("id", "ood"))
         return torch.tensor(known + new), torch.arange(len(known + new)) < len(known)
 
     def observe(self, model: Model, update: int) -> dict[str, torch.Tensor]:
-        """Of every fact the loss in nats, its target's probability and whether that is the most probable token [N];
+        """SCORES of every fact [N]; of those with one of k held-out images log-probabilities of these images [k, k];
         embeddings of entities and functor [entities + 1, d], read-out of entities [entities, d], and attention from
         functor to source [n], in the first block."""
         device, found = model.tokens.weight.device, []
-        parts = (part.to(device).split(EVAL_BATCH) for part in self.data[:3])
-        for tokens, last, targets in zip(*parts, strict=True):
+        data = [part.to(device) for part in self.data[:3]]
+        known = len(data[2]) - len(self.facts["ood_analogical"])  # which come last
+        for tokens, last, targets in zip(*(part.split(EVAL_BATCH) for part in data), strict=True):
             log_p = model(tokens, last).float().log_softmax(1)
             own = log_p.gather(1, targets[:, None])[:, 0]
-            found.append((-own, own.exp(), (log_p.argmax(1) == targets).float()))
-        ce, prob, acc = (torch.cat(values).cpu() for values in zip(*found, strict=True))
-        functor = torch.tensor([self.data.vocabulary - 1])
-        asked = torch.stack([self.pairs[0][:, 0], functor.expand(len(self.pairs[0]))], 1).to(device)
-        which = torch.cat([torch.arange(self.entities), functor]).to(device)
-        return {
-            "ce": ce,
-            "prob": prob,
-            "acc": acc,
-            "embeddings": model.tokens.weight[which].double().cpu(),
-            "read_out": model.answer.weight[: self.entities].double().cpu(),
+            found.append((-own, own.exp(), (log_p.argmax(1) == targets).float(), log_p[:, data[2][known:]]))
+        *scores, images = (torch.cat(values).cpu() for values in zip(*found, strict=True))
+        functor = self.data.vocabulary - 1
+        asked = torch.tensor([(e, functor) for e in self.pairs[0][:, 0].tolist()], device=device)
+        return dict(zip(SCORES, scores, strict=True)) | {
+            "images": images[known:],
+            "embeddings": model.tokens.weight[[*range(self.num_entities), functor]].double().cpu(),
+            "read_out": model.answer.weight[: self.num_entities].double().cpu(),
             "attention": model.first_attention(asked)[:, 1, 0].double().cpu(),
         }
 
     def measure(self, observed: dict, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
-        """Means over the facts of every kind, and what of the embeddings tells of the functor."""
-        numbers = {"train_loss": math.fsum(recent["loss"]) / len(recent["loss"]) if recent else None}
-        for group, kinds in GROUPS.items():
-            own = torch.isin(self.data.kinds, torch.tensor([KINDS.index(kind) for kind in kinds]))
-            means = (
-                {key: observed[key][own].double().mean().item() for key in ("ce", "prob", "acc")} if own.any() else {}
-            )
-            numbers |= {f"{group}_{key}": means.get(key) for key in ("ce", "prob", "acc")}
-        numbers["train_acc"] = observed["acc"][: self.data.n_train].double().mean().item()
-        for key in ("ce", "acc"):
-            there = [numbers[f"{group}_{key}"] for group in SEVEN if numbers[f"{group}_{key}"] is not None]
-            numbers[f"macro_{key}"] = sum(there) / len(there)
-        (pairs, trained), x = self.pairs, observed["embeddings"]
+        """Means over the facts of every kind that has some, and what of the embeddings tells of the functor."""
+        numbers = {"train_loss": float(np.mean(recent["loss"])) if recent else None}
+        numbers["train_acc"] = mean(observed["acc"][: self.data.n_train])
+        for key in SCORES:
+            own = dict(zip(KINDS, observed[key].split([len(self.facts[kind]) for kind in KINDS]), strict=True))
+            own["far_ood_compositional"] = torch.cat([own[kind] for kind in FAR])
+            means = {group: mean(values) for group, values in own.items() if len(values)}
+            numbers |= {f"{group}_{key}": value for group, value in means.items()}
+            seven = [value for group, value in means.items() if group not in FAR]
+            numbers[f"macro_{key}"] = sum(seven) / len(seven)
+            if key == "acc":
+                missed = own["near_ood_compositional"][~answered_by_lookup(self.facts)]
+                numbers["near_ood_beyond_lookup_acc"] = mean(missed)
+        choice = observed["images"].softmax(1).diagonal()
+        numbers["ood_analogical_choice"] = mean(choice) if len(choice) > 1 else None
+        (pairs, trained), x, read_out = self.pairs, observed["embeddings"], observed["read_out"]
         numbers |= energies(x[:-1], pairs, trained)
-        step = observed["read_out"][pairs[:, 1]] - x[pairs[:, 0]]
-        parallel = F.cosine_similarity(step, x[-1:], dim=1)
-        for part, which in (("id", trained), ("ood", ~trained)):
-            numbers[f"parallelism_{part}"] = parallel[which].mean().item() if which.any() else None
-            numbers[f"attention_{part}"] = observed["attention"][which].mean().item() if which.any() else None
+        if not self.config.tie_weights:
+            numbers |= {f"read_out_{key}": value for key, value in energies(read_out, pairs, trained).items()}
+        steps = read_out[pairs[:, 1]] - x[pairs[:, 0], None]  # [n, n, d], from every entity to every image
+        parallel = against_null(F.cosine_similarity(steps, x[-1], dim=2), trained)
+        for part, which in (("_id", trained), ("_ood", ~trained)):
+            value, null = parallel[part]
+            numbers |= {f"parallelism{part}": value, f"parallelism_null{part}": null}
+            numbers[f"parallelism_excess{part}"] = None if null is None else value - null
+            numbers[f"attention{part}"] = mean(observed["attention"][which])
         numbers = {key: None if value is None else float(f"{value:.6g}") for key, value in numbers.items()}
-        plane, shares = principal_plane(x[:-1])
-        return numbers | {"plane": [[round(v, 4) for v in row] for row in plane.tolist()], "plane_shares": shares}
+        rows, energy = (x[:-1], "energy") if self.config.tie_weights else (read_out, "read_out_energy")
+        least = min((point[energy] for point in points), default=math.inf)
+        if update in (0, self.updates) or numbers[energy] < least:
+            plane, shares = (part.round(decimals=4).tolist() for part in principal_plane(rows))
+            numbers |= {"plane": plane, "plane_shares": shares}
+        return numbers
 
     # ---- What is reported --------------------------------------------------------------------------------------------
 
+    @property
+    def place(self) -> dict[str, float]:
+        return {field: getattr(self, field) for field in GRID}
+
     def cell(self, points: list[dict]) -> dict:
-        """Numbers at the end, the updates of the three stages (None: never), how high analogy rose and how long it
-        stayed, where the energy was least, and what needs no reasoning."""
-        numbers = {key: value for key, value in points[-1].items() if key not in ("step", "plane", "plane_shares")}
-        probs = [point["ood_analogical_prob"] for point in points]
-        spans = [later["step"] - point["step"] for point, later in itertools.pairwise(points)]
-        above = [span for span, prob in zip(spans, probs[1:], strict=True) if prob is not None and prob >= 0.5]
-        least = min(points, key=lambda point: point["energy"])
-        there = None not in probs
-        held_out = len(self.graph.facts["ood_analogical"])
-        return {
-            "num_entities": self.entities,
-            "num_relations": self.relations,
-            "analogical_ood_ratio": self.held_out,
-            "weight_decay": self.decay,
-            "d_model": self.width,
-            "t_mem": first_update(points, "train_acc", 0.99),
-            "t_comp": first_update(points, "near_ood_compositional_acc", 0.99),
-            "t_ana": first_update(points, "ood_analogical_prob", 0.5),
-            "ood_analogical_prob_max": max(probs) if there else None,
-            "ood_analogical_share": sum(above) / sum(spans) if there and spans else None,
-            "t_energy_least": least["step"],
-            "energy_least": least["energy"],
-            "energy_ratio_least": min(point["energy_ratio"] for point in points),
-            "energy_start": points[0]["energy"],
-            **numbers,
-            **{f"{group}_ppl": math.exp(min(20, ce)) for group in GROUPS if (ce := numbers[f"{group}_ce"]) is not None},
-            "lookup_near_ood_acc": lookup_accuracy(self.graph),
-            "elimination_ood_analogical_acc": 1 / held_out if held_out else None,
-        }
+        """Numbers at the end; the updates of the three stages (None: never), how high analogy rose and for which share
+        of the updates it stayed; where the energies were least; what only the functor explains, as the change from the
+        start to the last point before analogy came and to the end; and what needs no reasoning."""
+        if self.config.tie_weights:  # of one matrix
+            of_energy = [key for key in points[0] if key.startswith("energy")]
+            points = [{f"read_out_{key}": point[key] for key in of_energy} | point for point in points]
+        numbers = self.place | dict.fromkeys(f"{group}_{key}" for group in GROUPS for key in SCORES) | points[-1]
+        for group in GROUPS:
+            ce = numbers[f"{group}_ce"]
+            numbers[f"{group}_ppl"] = None if ce is None else math.exp(min(20, ce))
+        numbers["t_mem"] = first_update(points, "train_acc", 0.99)
+        numbers["t_comp"] = first_update(points, "near_ood_compositional_acc", 0.99)
+        spans = np.diff([point["step"] for point in points])
+        for name, key, least in (("t_ana", "prob", 0.5), ("t_ana_acc", "acc", 0.99), ("t_ana_choice", "choice", 0.9)):
+            key = f"ood_analogical_{key}"
+            values = [point.get(key) for point in points]
+            there = None not in values
+            numbers[name] = first_update(points, key, least)
+            numbers[f"{key}_max"] = max(values) if there else None
+            numbers[f"{key}_share"] = np.average(np.array(values[1:]) >= least, weights=spans) if there else None
+        for rows in ("", "read_out_"):
+            least = min(points, key=itemgetter(f"{rows}energy"))
+            numbers |= {f"t_{rows}energy_least": least["step"], f"{rows}energy_least": least[f"{rows}energy"]}
+            numbers[f"{rows}energy_ratio_at_least"] = least[f"{rows}energy_ratio"]
+        before = [point for point in points if point["step"] < (numbers["t_ana_acc"] or 0)]
+        for moment, until in (("change_before", before), ("change", points)):
+            for key in EXPLAINED:
+                there = until and points[0][key] is not None
+                numbers[f"{key}_{moment}"] = until[-1][key] - points[0][key] if there else None
+        numbers["lookup_near_ood_acc"] = mean(answered_by_lookup(self.facts))
+        held_out = len(self.facts["ood_analogical"])
+        numbers["elimination_ood_analogical_acc"] = 1 / held_out if held_out else None
+        return {key: value for key, value in numbers.items() if key not in ("step", "plane", "plane_shares")}
 
     def extras(self, points: list[dict]) -> dict:
-        counts = {kind: len(facts) for kind, facts in self.graph.facts.items()}
-        told = {"num_entities": self.entities, "num_relations": self.relations, "analogical_ood_ratio": self.held_out}
-        told |= {"weight_decay": self.decay, "d_model": self.width, "vocabulary": self.data.vocabulary}
-        told |= {"updates_per_epoch": self.updates_per_epoch, "counts": counts, "pairs": self.pairs[0].tolist()}
-        return told | ({"facts": self.graph.facts} if self.config.dump_data else {})
+        counts = {kind: len(facts) for kind, facts in self.facts.items()}
+        counts["far_ood_compositional"] = sum(counts[kind] for kind in FAR)
+        told = self.place | {"vocabulary": self.data.vocabulary, "updates_per_epoch": self.window, "counts": counts}
+        told["pairs"] = self.pairs[0].tolist()
+        return told | ({"facts": self.facts} if self.config.dump_data else {})
+
+
+def measured_epochs(epochs: int) -> list[int]:
+    """The start and every epoch up to 50, then each time 4% more; the last epoch is measured anyway."""
+    later = (round(50 * 1.04**i) for i in itertools.count(1))
+    return [*range(min(51, epochs)), *itertools.takewhile(lambda epoch: epoch < epochs, later)]
 
 
 def plan(config: Config) -> list[AnalogyTrajectory]:
-    """One trajectory per combination of the lists and seed, measured at the start, after each of the first 100 epochs
-    and after every tenth one."""
-    grid = (config.num_entities, config.num_relations, config.analogical_ood_ratio, config.weight_decay, config.d_model)
+    """One trajectory per combination of the lists and seed."""
     trajectories = []
-    for entities, relations, held_out, decay, width in itertools.product(*grid):
-        cell = f"E{entities}_R{relations}_ood{held_out:g}_wd{decay:g}_d{width}"
+    for values in itertools.product(*(getattr(config, field) for field in GRID)):
+        cell = "E{}_R{}_ood{:g}_wd{:g}_d{}".format(*values)
         for seed in range(config.seed, config.seed + config.seeds):
-            settings = {"config": config, "seed": seed, "entities": entities, "relations": relations}
-            settings |= {"held_out": held_out, "decay": decay, "width": width, "streams": (seed,)}
-            alone = AnalogyTrajectory(name="", cells={1: cell}, **settings)
-            per_epoch = alone.updates_per_epoch
-            measured = [epoch for epoch in range(config.epochs) if epoch <= 100 or epoch % 10 == 0]
+            data = tokenize(build_graph(config, *values[:3], seed), *values[:2], config.vocab_mode)
+            per_epoch = -(-data.n_train // config.batch_size)
             trajectories.append(
                 AnalogyTrajectory(
+                    config=config,
                     name=f"{cell}, seed={seed}",
+                    seed=seed,
                     cells={config.epochs * per_epoch: cell},
-                    measured=tuple(epoch * per_epoch for epoch in measured),
-                    shape=(alone.data.vocabulary, width, decay, len(alone.pairs[0])),
+                    streams=(seed,),
+                    measured=tuple(epoch * per_epoch for epoch in measured_epochs(config.epochs)),
+                    shape=(data.vocabulary, *values[3:]),
                     window=per_epoch,
-                    **settings,
+                    **dict(zip(GRID, values, strict=True)),
                 )
             )
     return trajectories
@@ -524,13 +527,15 @@ def plan(config: Config) -> list[AnalogyTrajectory]:
 
 def headlines(config: Config) -> tuple[str, ...]:
     """The numbers of a cell that final_info.json has."""
-    analogy = ("ood_analogical_prob", "ood_analogical_acc", "ood_analogical_prob_max", "ood_analogical_share")
-    others = ("train_acc", "near_ood_compositional_acc", "id_analogical_acc", "energy", "energy_ratio", "train_loss")
-    return (*analogy, "t_mem", "t_comp", "t_ana", *others, "lookup_near_ood_acc")
+    analogy = [f"ood_analogical_{key}{end}" for key in ("prob", "acc", "choice") for end in ("", "_max", "_share")]
+    stages = ("t_mem", "t_comp", "t_ana", "t_ana_acc", "t_ana_choice", "t_energy_least", "t_read_out_energy_least")
+    changes = [f"{key}_{moment}" for key in EXPLAINED for moment in ("change_before", "change")]
+    known = ("train_loss", "train_acc", "id_analogical_acc", "near_ood_compositional_acc", "lookup_near_ood_acc")
+    return (*analogy, "elimination_ood_analogical_acc", *stages, *changes, *known, "near_ood_beyond_lookup_acc")
 
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
-YARDSTICK = (build_graph, lookup_accuracy, tokenize, dirichlet_energy, energies, principal_plane, first_update)
+YARDSTICK = (build_graph, answered_by_lookup, tokenize, mean, against_null, energies, principal_plane, first_update)
 YARDSTICK += (AnalogyTrajectory.observe, AnalogyTrajectory.measure, AnalogyTrajectory.cell)
 
 # ==== Main ============================================================================================================

@@ -6,11 +6,11 @@
 
 Every figure goes into that folder, and is the same in every environment:
     stages_<run>.png      memorizing, composition, analogy over training: did analogy come, when, and did it stay?
-    energy_<run>.png      energy of the functor's pairs against that of all other pairs, and what became of analogy
+    energy_<run>.png      what became of analogy, and energy of the functor's pairs over that of all other pairs
     embeddings_<run>.png  entities on their principal plane at the start, at the least energy and at the end
-    sweep.png             analogy against whatever differs between the cells of the runs in `labels`, else of all runs
-The numbers of sweep.png are printed as well. Exit status: 1 if nothing could be drawn or a figure not be written, 2 if
-DIR is no folder.
+    sweep.png             analogy in every cell of the runs in `labels`, else of all runs
+What came of analogy in every cell is printed as well. Exit status: 1 if nothing could be drawn or a figure not be
+written, 2 if DIR is no folder.
 """
 
 import argparse
@@ -46,27 +46,23 @@ labels = {}
 
 # Colors of Okabe & Ito; lines and markers tell apart without color. The thresholds are those of experiment.py.
 STAGES = {
-    "train_acc": ("memorizing: accuracy on what is trained (triangle: a seed is at 0.99)", "#000000", ":", "t_mem"),
-    "near_ood_compositional_acc": (
-        "composition: accuracy on held-out pairs of hops (triangle: 0.99)",
-        "#E69F00",
-        "--",
-        "t_comp",
-    ),
-    "ood_analogical_prob": ("analogy: probability of held-out images (triangle: 0.5)", "#0072B2", "-", "t_ana"),
+    "train_acc": ("memorizing: accuracy on training facts (0.99)", "#000000", ":"),
+    "near_ood_compositional_acc": ("composition: accuracy on held-out two-hop facts (0.99)", "#E69F00", "--"),
+    "ood_analogical_acc": ("analogy: accuracy on held-out images (0.99)", "#CC79A7", "-."),
+    "ood_analogical_prob": ("analogy: probability of held-out images (0.5)", "#0072B2", "-"),
+}
+REACHED = dict(zip(STAGES, ("t_mem", "t_comp", "t_ana_acc", "t_ana"), strict=True))
+ANALOGY = {
+    "ood_analogical_prob": ("probability of held-out images", "#0072B2", "-"),
+    "ood_analogical_choice": ("the same among held-out images alone", "#CC79A7", "-."),
 }
 ENERGIES = {
-    "energy_id": ("trained pairs", "#E69F00", "--"),
-    "energy_ood": ("held-out pairs", "#0072B2", "-"),
-    "energy_null": ("all other pairs of the categories", "#000000", ":"),
+    "energy_ratio_id": ("energy of trained pairs", "#E69F00", "--"),
+    "energy_ratio_ood": ("energy of held-out pairs", "#0072B2", "-"),
 }
-FIELDS = {
-    "num_entities": "entities",
-    "num_relations": "relations",
-    "analogical_ood_ratio": "held out",
-    "weight_decay": "weight decay",
-    "d_model": "width",
-}
+PLACE = ("num_entities", "num_relations", "analogical_ood_ratio", "weight_decay", "d_model")
+SAME = {"preset", "seed", "seeds", "device", "precision", "dump_data"}  # of cells that are the same for that
+WORDS = {"num_entities": "entities", "num_relations": "relations", "analogical_ood_ratio": "held out"}
 
 
 # ==== Reading =========================================================================================================
@@ -100,43 +96,38 @@ def read_run(path: Path) -> dict | None:
 
 
 def cells_of(results: dict) -> dict[tuple, list[dict]]:
-    """All seeds of every cell, by the values of FIELDS: a cell's numbers with `curves` and `pairs` of its model."""
-    place = lambda told: tuple(told[field] for field in FIELDS)  # noqa: E731
-    models = {(place(t), t["seed"]): {key: t[key] for key in ("curves", "pairs")} for t in results["trajectories"]}
+    """All seeds of every cell, by the values of PLACE: a cell's numbers with `config` and what is told of its model."""
+    place = lambda told: tuple(told[field] for field in PLACE)  # noqa: E731
+    models = {
+        (place(t), t["seed"]): {key: t[key] for key in ("curves", "pairs", "counts")} for t in results["trajectories"]
+    }
     found = {}
     for cell in results["cells"]:
-        found.setdefault(place(cell), []).append(cell | models[place(cell), cell["seed"]])
+        config = results["config"] | dict(zip(PLACE, place(cell), strict=True))
+        found.setdefault(place(cell), []).append(cell | models[place(cell), cell["seed"]] | {"config": config})
     return dict(sorted(found.items()))
 
 
-def differing(places: list[tuple]) -> list[int]:
-    """Which of FIELDS are not the same in all of these cells."""
-    return [i for i in range(len(FIELDS)) if len({place[i] for place in places}) > 1]
+def differences(cells: list[list[dict]]) -> list[str]:
+    """Of every cell, in words, what is not the same in all of them: `relations 100, width 64`."""
+    configs = [seeds[0]["config"] for seeds in cells]
+    flags = [flag for flag in configs[0] if flag not in SAME and len({str(c.get(flag)) for c in configs}) > 1]
+    return [", ".join(f"{WORDS.get(flag, flag.replace('_', ' '))} {c.get(flag)}" for flag in flags) for c in configs]
 
 
-def in_words(place: tuple, which: list[int]) -> str:
-    """The values of these fields: `relations 100, width 64`."""
-    names = [*FIELDS.values()]
-    return ", ".join(f"{names[i]} {place[i]:,}" if i < 2 else f"{names[i]} {place[i]:g}" for i in which)
-
-
-def median(cells: list[dict], key: str) -> float | None:
-    """Of a number of updates over seeds, where None, never, is more than any; None if that is the median."""
-    value = np.median([np.inf if cell[key] is None else cell[key] for cell in cells])
-    return float(value) if np.isfinite(value) else None
-
-
-def finding(seeds: list[dict]) -> str:
-    """Whether analogy came, when, and whether it stayed."""
-    came, n = [seed for seed in seeds if seed["t_ana"] is not None], len(seeds)
-    if any(seed["ood_analogical_prob"] is None for seed in seeds):
-        return "no analogical fact is held out"
-    if not came:
-        return f"analogy in 0 of {n} seeds"
-    stayed = sum(seed["ood_analogical_prob"] >= 0.5 for seed in came)
-    when = sorted(seed["t_ana"] for seed in came)
-    span = f"update {when[0]:,}" if when[0] == when[-1] else f"updates {when[0]:,} to {when[-1]:,}"
-    return f"analogy in {len(came)} of {n} seeds, first at {span}; at the end in {stayed}"
+def finding(seeds: list[dict]) -> list[str]:
+    """Whether analogy came, when, and whether it stayed: by accuracy and by probability."""
+    if seeds[0]["ood_analogical_prob"] is None:
+        return ["no image is held out"]
+    told = []
+    for key, name, least, reached in (("acc", "accuracy", 0.99, "t_ana_acc"), ("prob", "probability", 0.5, "t_ana")):
+        came = [seed for seed in seeds if seed[reached] is not None]
+        stayed = sum(seed[f"ood_analogical_{key}"] >= least for seed in came)
+        updates = sorted(seed[reached] for seed in came)
+        span = " to ".join(dict.fromkeys(f"{update:,}" for update in (*updates[:1], *updates[-1:])))
+        when = f", first at {span}, at the end in {stayed}" if came else ""
+        told.append(f"analogy by {name} in {len(came)} of {len(seeds)}{when}")
+    return told
 
 
 def title_of(name: str) -> str:
@@ -159,142 +150,141 @@ def add_legend(figure: plt.Figure, panels: list[plt.Axes], columns: int) -> None
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
-def label_decades(axis, form: str = "{:,.10g}", subs: tuple[int, ...] = (1, 2, 5)) -> None:
-    """Plain numbers on a logarithmic axis, at 1, 2 and 5 of every decade."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
-    axis.set_major_formatter(lambda x, _: form.format(x))
-    axis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
 def draw_lines(panel: plt.Axes, seeds: list[dict], lines: dict[str, tuple]) -> None:
-    """Numbers against updates on a logarithmic axis: every seed thin, the median thick. The start is left out."""
-    for key, (label, color, line, *_) in lines.items():
-        curves = [dict(zip(seed["curves"]["step"], seed["curves"][key], strict=True)) for seed in seeds]
-        curves = [{step: y for step, y in curve.items() if step and y is not None} for curve in curves]
-        for curve in curves:
-            panel.plot(curve.keys(), curve.values(), color=color, lw=0.6, alpha=0.5)
-        steps = sorted(set.intersection(*map(set, curves)))  # an epoch may have another number of updates
-        if steps:
-            middle = np.median([[curve[step] for step in steps] for curve in curves], 0)
-            panel.plot(steps, middle, color=color, ls=line, lw=2.2, label=label)
-    panel.set_xscale("log")
-    label_decades(panel.xaxis, subs=(1, 3))
+    """Numbers against updates, 0 included, on a logarithmic axis: every seed thin, the median thick."""
+    for key, (label, color, style) in lines.items():
+        curves = [(seed["curves"]["step"], seed["curves"].get(key) or [None]) for seed in seeds]
+        curves = [(x, y) for x, y in curves if None not in y]
+        for x, y in curves:
+            panel.plot(x, y, color=color, ls=style, lw=0.6, alpha=0.6)
+        if curves:  # seeds may have other numbers of updates per epoch
+            steps = sorted({step for x, _ in curves for step in x if step <= min(x[-1] for x, _ in curves)})
+            middle = np.median([np.interp(steps, x, y) for x, y in curves], 0)
+            panel.plot(steps, middle, color=color, ls=style, lw=2.2, label=label)
+    first, last = (max(seed["curves"]["step"][i] for seed in seeds) for i in (1, -1))
+    ticks = [c * 10**power for power in range(9) for c in (1, 3) if first <= c * 10**power <= last]
+    panel.set_xscale("symlog", linthresh=first, linscale=0.4)
+    panel.set_xticks([0, *ticks], [f"{tick:,}" for tick in (0, *ticks)], fontsize=8)
+    panel.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     panel.grid(color="0.9")
     panel.set_axisbelow(True)
 
 
+def draw_chances(panel: plt.Axes, seeds: list[dict]) -> None:
+    """The threshold of the probability, and what guessing among the held-out images yields."""
+    panel.axhline(0.5, color="0.6", lw=0.8)
+    if chance := seeds[0]["elimination_ood_analogical_acc"]:
+        panel.axhline(chance, color="#009E73", ls=(0, (1, 3)), lw=1.6, label="guessing among held-out images")
+
+
 def panels_of(results: dict, rows: int, title: str, question: str):
     """A figure with `rows` panels for each cell of a run, and the cells with their panels."""
-    cells = cells_of(results)
+    cells = [*cells_of(results).values()]
     columns = min(3, len(cells))
     shape = (rows * -(-len(cells) // columns), columns)
-    size = (1.5 + max(4.8, 9 / columns) * columns, 1.6 + 2.8 * shape[0])
+    size = (1.5 + max(5.2, 9 / columns) * columns, 1.8 + 2.7 * shape[0])
     figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
-    which, places = differing([*cells]), []
-    for i, (place, seeds) in enumerate(cells.items()):
-        own = [axes[rows * (i // columns) + row, i % columns] for row in range(rows)]
-        own[0].set_title("\n".join(filter(None, [in_words(place, which), finding(seeds)])), fontsize=9)
+    add_title(figure, title, question)
+    places = []
+    for i, (seeds, words) in enumerate(zip(cells, differences(cells), strict=True)):
+        own = axes[rows * (i // columns) :, i % columns][:rows]
+        own[0].set_title("\n".join(filter(None, [words, *finding(seeds)])), fontsize=9)
         own[-1].set_xlabel("updates")
         places.append((seeds, own))
-    for i in range(len(cells), columns * shape[0] // rows):
-        for row in range(rows):
-            axes[rows * (i // columns) + row, i % columns].set_axis_off()
-    add_title(figure, title, question)
+    for panel in {*axes.flat}.difference(*(own for _, own in places)):
+        panel.remove()
     return figure, places
 
 
 def draw_stages(results: dict, title: str) -> plt.Figure:
-    """Memorizing, composition and analogy, and where each first reached its threshold."""
-    figure, places = panels_of(
-        results, 1, title, "did analogy come, when, and did it stay? (a line per seed, thick: median)"
-    )
+    """Memorizing, composition and analogy, and where each seed first reached the threshold."""
+    question = "did analogy come, when, and did it stay? (thick: median; triangles: at the threshold in brackets)"
+    figure, places = panels_of(results, 1, title, question)
     for seeds, (panel,) in places:
         draw_lines(panel, seeds, STAGES)
-        for _, color, _, key in STAGES.values():
-            reached = [seed[key] for seed in seeds if seed[key]]
-            panel.plot(reached, [1.05] * len(reached), "v", color=color, ms=6)
-        panel.axhline(0.5, color="0.6", lw=0.8)
-        panel.set(ylim=(-0.03, 1.1), ylabel="accuracy or probability")
-    add_legend(figure, [panel for _, (panel,) in places], 1)
+        for row, (key, (_, color, _)) in enumerate(STAGES.items()):
+            reached = [seed[REACHED[key]] for seed in seeds if seed[REACHED[key]] is not None]
+            panel.plot(reached, [1.06 + 0.05 * row] * len(reached), "v", color=color, ms=5)
+        draw_chances(panel, seeds)
+        panel.set(ylim=(-0.03, 1.25), yticks=np.arange(0, 1.1, 0.25), ylabel="accuracy or probability")
+    add_legend(figure, [panel for _, (panel,) in places], 2)
     return figure
 
 
 def draw_energy(results: dict, title: str) -> plt.Figure:
-    """Probability of held-out images above, energies of the functor's pairs and their null below."""
-    figure, places = panels_of(results, 2, title, "does the energy fall before analogy comes, and below the null?")
-    for seeds, (top, low) in places:
-        draw_lines(top, seeds, {"ood_analogical_prob": STAGES["ood_analogical_prob"]})
-        top.set(ylim=(-0.03, 1.03), ylabel="probability of\nheld-out images")
-        draw_lines(low, seeds, ENERGIES)
-        low.set_ylabel("Dirichlet energy\n(unit rows)")
-    add_legend(figure, [low for _, (_, low) in places], 3)
+    """What became of analogy above; below, energies over their null, in the rows of the read-out and of the input."""
+    tied = results["config"]["tie_weights"]
+    kinds = {"": "of the embedding"} if tied else {"read_out_": "of the read-out", "": "of the input"}
+    question = "does the energy of the functor's pairs fall before analogy comes? Its change from update 0 counts"
+    figure, places = panels_of(results, 1 + len(kinds), title, question)
+    for seeds, (top, *low) in places:
+        draw_lines(top, seeds, ANALOGY)
+        draw_chances(top, seeds)
+        top.set(ylim=(-0.03, 1.03), ylabel="probability")
+        for panel, (rows, words) in zip(low, kinds.items(), strict=True):
+            draw_lines(panel, seeds, {f"{rows}{key}": style for key, style in ENERGIES.items()})
+            panel.axhline(1, color="0.6", lw=0.8)
+            panel.set_ylabel(f"energy / its null,\nrows {words}")
+    add_legend(figure, [panel for _, own in places for panel in own], 3)
     return figure
 
 
 def draw_embeddings(results: dict, title: str) -> plt.Figure:
-    """Entities of the first seed on their principal plane, with an arrow from each to its image."""
-    cells = cells_of(results)
-    which, moments = differing([*cells]), ("start", "least energy", "end")
-    size = (11, 1.4 + 3.4 * len(cells))
+    """Entities of the first seed on the principal plane of their rows, with an arrow from each to its image."""
+    cells, tied = [*cells_of(results).values()], results["config"]["tie_weights"]
+    size = (11, 1.6 + 3.4 * len(cells))
     figure, axes = plt.subplots(len(cells), 3, figsize=size, layout="constrained", squeeze=False)
-    for (place, seeds), line in zip(cells.items(), axes, strict=True):
-        seed = seeds[0]
-        curves, held_out = seed["curves"], place[2]
-        known = round(len(seed["pairs"]) * (1 - held_out))
-        at = {"start": 0, "least energy": int(np.argmin(curves["energy"])), "end": -1}
-        for panel, moment in zip(line, moments, strict=True):
-            xy = np.array(curves["plane"][at[moment]])
+    lines = {"trained pair": {"color": "#E69F00", "ls": "-"}, "held-out pair": {"color": "#0072B2", "ls": "--"}}
+    marks = {"first category": {"marker": "o", "mfc": "black"}, "second category": {"marker": "s", "mfc": "white"}}
+    for (seed, *_), words, row in zip(cells, differences(cells), axes, strict=True):
+        curves = seed["curves"]
+        row[0].set_ylabel("\n".join(filter(None, [textwrap.fill(words, 32), f"seed {seed['seed']}"])))
+        moments = {"start": 0, "least energy": np.argmin(curves["energy" if tied else "read_out_energy"]), "end": -1}
+        for panel, (moment, at) in zip(row, moments.items(), strict=True):
+            xy, shares = np.array(curves["plane"][at]), curves["plane_shares"][at]
             for i, (one, other) in enumerate(seed["pairs"]):
-                style = {"color": "#E69F00", "ls": "-"} if i < known else {"color": "#0072B2", "ls": "--"}
+                style = lines["trained pair" if i < seed["counts"]["id_analogical"] else "held-out pair"]
                 panel.annotate("", xy[other], xy[one], arrowprops={"arrowstyle": "->", "lw": 1.4, **style})
-            for marker, column, fill in (("o", 0, "black"), ("s", 1, "white")):
-                own = xy[[pair[column] for pair in seed["pairs"]]]
-                panel.plot(*own.T, marker, color="black", mfc=fill, ms=5)
-            shares = curves["plane_shares"][at[moment]]
-            words = f"{moment}, update {curves['step'][at[moment]]:,}: {100 * sum(shares):.0f}% of variance"
+            for own, mark in zip(np.transpose(seed["pairs"]), marks.values(), strict=True):
+                panel.plot(*xy[own].T, ls="", color="black", ms=5, **mark)
+            words = f"{moment}, update {curves['step'][at]:,}: {100 * sum(shares):.0f}% of variance"
             panel.set_title(words, fontsize=9)
             panel.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
-        line[0].set_ylabel("\n".join(filter(None, [in_words(place, which), f"seed {seed['seed']}"])))
-    kinds = {"trained pair": ("#E69F00", "-"), "held-out pair": ("#0072B2", "--")}
-    handles = [plt.Line2D([], [], color=color, ls=line, label=label) for label, (color, line) in kinds.items()]
-    marks = {"first category": "black", "second category": "white"}
-    for label, fill in marks.items():
-        marker = "o" if fill == "black" else "s"
-        handles.append(plt.Line2D([], [], color="black", marker=marker, mfc=fill, ls="", label=label))
+    handles = [plt.Line2D([], [], label=label, **style) for label, style in lines.items()]
+    handles += [plt.Line2D([], [], label=label, ls="", color="black", **mark) for label, mark in marks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    add_title(figure, title, "do arrows from entities to their images become parallel?")
+    warning = "parallel arrows alone tell what the categories differ in, not whether the pairs are right"
+    add_title(figure, title, f"rows of the {'embedding' if tied else 'read-out'}; {warning}")
     return figure
 
 
-def draw_sweep(cells: dict[tuple, list[dict]], which: list[int], title: str) -> plt.Figure:
+def draw_sweep(rows: list[tuple[str, list[dict]]], title: str) -> plt.Figure:
     """How high analogy rose, how long it stayed and where it was at the end: a mark per seed of every cell."""
     quantities = {
-        "ood_analogical_prob_max": "highest probability\nof held-out images",
-        "ood_analogical_share": "share of training\nwith at least 0.5",
-        "ood_analogical_prob": "probability\nat the end",
+        "prob_max": "highest probability\nof held-out images",
+        "choice_max": "highest probability among\nheld-out images alone",
+        "prob_share": "share of training with\nprobability of at least 0.5",
+        "prob": "probability\nat the end",
     }
-    size = (11, 1.8 + 0.55 * len(cells))
-    figure, axes = plt.subplots(1, 3, figsize=size, layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(13, 2 + 0.6 * len(rows)), layout="constrained", sharey=True)
     for panel, (key, label) in zip(axes, quantities.items(), strict=True):
-        for y, seeds in enumerate(cells.values()):
-            values = [seed[key] for seed in seeds if seed[key] is not None]
-            lanes = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else 0
-            panel.plot(values, y + lanes + np.zeros(len(values)), "o", color="#0072B2", ms=4)
-            panel.plot(
-                [np.median(values)] * 2 if values else [], [y - 0.35, y + 0.35] if values else [], color="black", lw=2
-            )
+        for y, (_, seeds) in enumerate(rows):
+            values = [seed[f"ood_analogical_{key}"] for seed in seeds]
+            if None not in values:
+                panel.plot(
+                    values, y + 0.4 * (np.arange(0.5, len(values)) / len(values) - 0.5), "o", color="#0072B2", ms=4
+                )
+                panel.plot([np.median(values)] * 2, [y - 0.35, y + 0.35], color="black", lw=2)
+            chance = seeds[0]["elimination_ood_analogical_acc"]
+            if chance and key != "prob_share":
+                panel.plot([chance] * 2, [y - 0.35, y + 0.35], color="#009E73", ls=(0, (1, 1)), lw=2)
         panel.axvline(0.5, color="0.6", lw=0.8)
-        panel.set(xlim=(-0.03, 1.03), xlabel=label, ylim=(len(cells) - 0.5, -0.5))
+        panel.set(xlim=(-0.03, 1.03), xlabel=label, ylim=(len(rows) - 0.5, -0.5))
         panel.grid(color="0.9", axis="x")
         panel.set_axisbelow(True)
-    names = [f"{name}: {in_words(place, which)}".removesuffix(": ") for name, place in cells]
-    axes[0].set_yticks(range(len(cells)), names)
-    for y, seeds in enumerate(cells.values()):
-        came = sum(seed["t_ana"] is not None for seed in seeds)
-        held_out = all(seed["ood_analogical_prob"] is not None for seed in seeds)
-        words = f"came in {came} of {len(seeds)}" if held_out else "nothing held out"
-        axes[2].text(1.06, y, words, va="center", fontsize=8)
-    add_title(figure, title, "where does analogy come, and where does it stay? (a dot per seed, line: median)")
+    axes[0].set_yticks(range(len(rows)), [textwrap.fill(name, 34) for name, _ in rows], fontsize=8)
+    question = "where does analogy come, and does it stay? (line: median; dotted: guessing among held-out images)"
+    add_title(figure, title, question)
     return figure
 
 
@@ -311,14 +301,6 @@ def say(line: object, stream: str = "stdout") -> None:
         file.flush()
     except (OSError, AttributeError):  # full, closed, or nobody reads: Python itself would try again and fail at exit
         setattr(sys, stream, None)
-
-
-def print_table(cells: dict[tuple, list[dict]], which: list[int]) -> None:
-    """One line per cell."""
-    for (name, place), seeds in cells.items():
-        steps = ((key, median(seeds, key)) for key in ("t_mem", "t_comp", "t_ana"))
-        told = ", ".join(f"{key} {'never' if x is None else f'{x:,.0f}'}" for key, x in steps)
-        say(f"{f'{name} {in_words(place, which)}'.strip()}: {finding(seeds)}; medians: {told}")
 
 
 def save(figure: plt.Figure, path: Path) -> bool:
@@ -359,10 +341,12 @@ def main(argv: list[str] | None = None) -> int:
             file_name = os.fsdecode(f"{kind}_{name}.png".encode())
             unwritten.append(save(draw(results, title_of(name)), folder / file_name))
     shown = {name: results for name, results in runs.items() if name in labels} or runs
-    cells = {(title_of(name), place): own for name, run in shown.items() for place, own in cells_of(run).items()}
-    which = differing([place for _, place in cells])
-    unwritten.append(save(draw_sweep(cells, which, ", ".join(map(title_of, shown))), folder / "sweep.png"))
-    print_table(cells, which)
+    cells = [(title_of(name), seeds) for name, run in shown.items() for seeds in cells_of(run).values()]
+    words = differences([seeds for _, seeds in cells])
+    rows = [(f"{name}: {told}".removesuffix(": "), seeds) for (name, seeds), told in zip(cells, words, strict=True)]
+    unwritten.append(save(draw_sweep(rows, ", ".join(map(title_of, shown))), folder / "sweep.png"))
+    for name, seeds in rows:
+        say(f"{name}: {'; '.join(finding(seeds))}")
     return int(any(unwritten))
 
 
