@@ -4,7 +4,10 @@ import importlib.util
 import itertools
 import json
 import math
+import random
+import re
 import sys
+from dataclasses import fields
 
 from harness import Progress, disagreement
 
@@ -29,7 +32,7 @@ def trajectory_of(**settings):
 
 
 def every_task(d: int, k: int, variant: str) -> list[tuple[int, ...]]:
-    kind = itertools.permutations if variant in ("ordered", "no_cot") else itertools.combinations
+    kind = itertools.permutations if variant == "ordered" else itertools.combinations
     return list(kind(range(d), k))
 
 
@@ -49,7 +52,7 @@ def test_tasks_are_all_tuples_in_order_and_those_that_may_be_trained_on_are_coun
     if k == 1 and variant.startswith("missing"):
         return
     tasks, every = Tasks(d, k, variant, *MISSING), every_task(d, k, variant)
-    assert [tasks.task(i) for i in range(tasks.count)] == every
+    assert tasks.every == every and tasks.count == len(every)
     assert [task for task in every if not tasks.allowed(task)] == [t for t in every if is_excluded(t, variant)]
     assert tasks.n_allowed == sum(not is_excluded(task, variant) for task in every)
 
@@ -75,6 +78,14 @@ def test_few_training_tasks_are_among_many_and_tests_are_the_same_others(variant
         assert all(tasks.allowed(task) for task in train | unseen) and not any(map(tasks.allowed, excluded))
         assert len(excluded) == min(6, tasks.count - tasks.n_allowed)
     assert tasks.split(5, 6, seed=2)["train"] != splits[5]["train"]
+
+
+def test_without_a_chain_no_unseen_task_is_a_function_that_was_trained_on():
+    """Who sees the last parity alone cannot tell (2, 5, 7) from (7, 5, 2)."""
+    for seed in range(3):
+        split = Tasks(10, 3, "no_cot", *MISSING).split(64, 40, seed)
+        assert not {*map(frozenset, split["train"])} & {*map(frozenset, split["unseen"])}
+        assert split == Tasks(10, 3, "sorted", *MISSING).split(64, 40, seed)  # its control
 
 
 def test_parities_are_running_sums_and_uncovered_steps_have_coordinates_that_no_training_task_has_there():
@@ -255,7 +266,9 @@ def test_batches_are_of_training_tasks_and_the_curriculum_ends_half_way():
         for x, own in zip(bits[::37], p[::37], strict=True):
             fits = [t for t in train if torch.equal(parity.parities(x[None], torch.tensor([t]))[0], own)]
             assert fits
-    assert active[0] == 3 and active == sorted(active) and active[199] <= 6 and active[200:] == [6] * 200
+    assert active[0] == 3 and active == sorted(active) and active[149] == 5 and active[150:] == [6] * 250
+    ten = trajectory_of(steps=6000, dim_ambient=(10,))
+    assert [update for update in range(1, 6000) if ten.active(update) > ten.active(update - 1)][-1] == 2625
     again = trajectory.batches(300, 100, torch.device("cpu"))
     assert all(torch.equal(again[key], batch[key]) for key in batch)
 
@@ -290,35 +303,60 @@ def test_rates_rise_and_fall_to_0():
 
 
 @pytest.mark.parametrize("variant", ["ordered", "missing_coordinate", "no_cot"])
-def test_measurements_are_counts_over_tasks_and_sequences(variant):
-    trajectory = trajectory_of(variants=(variant,), missing_coordinate=(2, 3))
-    observed = trajectory.observe(trajectory.model(), 40)
+@pytest.mark.parametrize("tokens", ["vector", "bits"])
+def test_measurements_are_counts_over_tasks_and_sequences(variant, tokens):
+    trajectory = trajectory_of(variants=(variant,), missing_coordinate=(2, 3), tokens=tokens, n_test_sequences=4)
+    observed = {kind: torch.rand_like(P) for kind, P in trajectory.observe(trajectory.model(), 40).items()}
     numbers = trajectory.measure(observed, 40, {"loss": [1.0, 2.0]}, [])
     cell = trajectory.cell([{"step": 40} | numbers])
-    assert numbers["loss"] == 1.5
+    assert numbers["loss"] == 1.5 and ("excluded" in observed) == (variant == "missing_coordinate")
+    train, steps = trajectory.data["train"].tolist(), 1 if variant == "no_cot" else 3
     for kind, P in observed.items():
-        tasks, bits, p = trajectory.tests[kind]
-        whole, laws = [], []
-        for i, task in enumerate(tasks.tolist()):
-            own = [bool(((P[3 * i + s, -1] > 0.5) == (p[3 * i + s, -1] == 1)).all()) for s in range(3)]
-            assert numbers["tasks"][kind]["exact"][i] == pytest.approx(sum(own) / 3)
-            train = trajectory.data["train"].tolist()
-            laws.append(0.5 ** sum(all(other[t] != task[t] for other in train) for t in range(3)))
-            whole += own
+        tasks, bits, p = (x.tolist() for x in trajectory.tests[kind])
+        P, constants = P[..., -steps:], P[:, -1, 0].tolist() if tokens == "bits" else None
+        whole, every, told, by_u, nats = [], [], [], {}, []
+        for i, task in enumerate(tasks):
+            own = range(4 * i, 4 * i + 4)
+            right = [[(P[s, -1, t] > 0.5).item() == p[s][-1][t] for t in range(steps)] for s in own]
+            hidden = [all(other[t] != task[t] for other in train) for t in range(3)]
+            reads = []
+            for t in range(steps):
+                added = [int(P[s, -1, t] > 0.5) ^ (p[s][-1][t - 1] if t else 0) for s in own]
+                share = [sum(bits[s][-1][v] == x for s, x in zip(own, added, strict=True)) / 4 for v in range(6)]
+                reads.append(str(share.index(max(share))) if max(share) >= 0.9 else "-")
+            whole += (exact := [all(row) for row in right])
+            every += [row and constants[s] <= 0.5 for row, s in zip(exact, own, strict=True)] if constants else []
+            by_u.setdefault(sum(hidden), []).extend(exact)
+            counts = [sum(row[t] for row in right) for t in range(steps)]
+            parts = (task, counts, [sum(exact)], reads)
+            task, counts, exact, reads = (" ".join(map(str, part)) for part in parts)
+            told.append("|".join((task, "".join(str(int(x)) for x in hidden), counts, exact, reads)))
+        for s, n, t in itertools.product(range(len(p)), range(5), range(steps)):
+            nats.append(-math.log(P[s, n, t] if p[s][n][t] else 1 - P[s, n, t]))
+        assert numbers["tasks"][kind] == told
         assert cell[f"{kind}_exact"] == numbers[f"{kind}_exact"] == pytest.approx(sum(whole) / len(whole))
-        assert cell["law" if kind == "unseen" else f"law_{kind}"] == pytest.approx(sum(laws) / len(laws))
-    assert ("excluded" in observed) == (variant == "missing_coordinate") and cell["trained"] == 0
-    exact = sorted(numbers["tasks"]["unseen"]["exact"])
-    assert cell["unseen_worst_decile"] == exact[0]
+        assert cell[f"{kind}_accuracy_all"] == (pytest.approx(sum(every) / len(whole)) if constants else None)
+        assert cell[f"{kind}_ce"] == pytest.approx(sum(nats) / len(nats))
+        law = sum(0.5**u * len(own) for u, own in by_u.items()) / len(whole)
+        if kind != "train":
+            key = "law" if kind == "unseen" else "law_excluded"
+            assert cell.get(key) == (None if variant == "no_cot" else pytest.approx(law))
+        if kind == "unseen" and variant != "no_cot":
+            for u in range(3):
+                assert cell[f"unseen_u{u}"] == (pytest.approx(sum(by_u[u]) / len(by_u[u])) if u in by_u else None)
+            exact = sorted(int(task.split("|")[3]) for task in told)
+            assert cell["unseen_worst_decile"] == exact[0] / 4  # of six tasks
     if variant == "no_cot":
-        assert cell["kl_to_covered"] is None and cell["unseen_covered_steps"] is None
-        return
-    ideal, P = trajectory.ideals["covered"][:, -1], observed["unseen"][:, -1]
-    terms = [
-        sum(a * math.log(a / b) for a, b in ((x, y), (1 - x, 1 - y)) if a)
-        for x, y in zip(ideal.flatten().tolist(), P.flatten().tolist(), strict=True)
-    ]
-    assert numbers["kl_to_covered"] == pytest.approx(sum(terms) / len(ideal))
+        assert not {"unseen_u0", "floor_covered"} & {key for key, value in cell.items() if value is not None}
+        assert cell["law"] is cell["law_worst_decile"] is cell["kl_to_covered"] is cell["unseen_covered_steps"] is None
+
+
+def answers_by_law(trajectory, seed=0):
+    """Of unseen tasks like the covered composer, and a confident guess where it knows nothing."""
+    P = trajectory.ideals["unseen"]["covered"].clone()
+    guess = torch.randint(2, P.shape, generator=torch.Generator().manual_seed(seed)).double()
+    hidden = trajectory.uncovered["unseen"].repeat_interleave(trajectory.config.n_test_sequences, 0)
+    return torch.where(hidden[:, None], 0.001 + 0.998 * guess, P)
 
 
 def test_whoever_answers_like_the_covered_composer_scores_the_law():
@@ -326,13 +364,123 @@ def test_whoever_answers_like_the_covered_composer_scores_the_law():
     trajectory = trajectory_of(
         dim_ambient=(8,), n_train_tasks=(12,), context_length=24, n_test_tasks=40, n_test_sequences=40
     )
-    guess = torch.rand(trajectory.ideals["covered"].shape, generator=torch.Generator().manual_seed(0)).double()
-    P = torch.where(trajectory.ideals["covered"] == 0.5, guess, trajectory.ideals["covered"])
-    numbers = trajectory.measure({"unseen": P, "train": trajectory.tests["train"][2].double()}, 40, {}, [])
-    cell = trajectory.cell([{"step": 40} | numbers])
+    observed = {"unseen": answers_by_law(trajectory), "train": trajectory.tests["train"][2].double()}
+    cell = trajectory.cell([{"step": 40} | trajectory.measure(observed, 40, {}, [])])
     assert cell["unseen_exact"] == pytest.approx(cell["law"], abs=0.03) and 0.2 < cell["law"] < 0.95
-    assert cell["trained"] == 1 and cell["unseen_covered_steps"] > 0.99
-    assert cell["unseen_uncovered_steps"] == pytest.approx(0.5, abs=0.05)
+    assert cell["unseen_worst_decile"] == pytest.approx(cell["law_worst_decile"], abs=0.06)
+    assert cell["trained"] == 1 and cell["unseen_covered_steps"] > 0.99 and cell["unseen_u0"] > 0.99
+    assert cell["unseen_uncovered_steps"] == pytest.approx(0.5, abs=0.05) and cell["failing_covered_steps"] == 0
+    assert cell["failing_read_one"] is None  # uncovered steps do not count
+
+
+@pytest.mark.parametrize("n", [4, 8, 16])
+def test_confident_guesses_at_uncovered_steps_are_not_held_against_a_covered_composer(n):
+    """Between memorizer and covered composer there are covered steps alone."""
+    settings = {"dim_ambient": (10,), "context_length": 16, "n_test_tasks": 30, "n_test_sequences": 8}
+    trajectory = trajectory_of(n_train_tasks=(n,), **settings)
+    train = trajectory.tests["train"][2].double()
+    by_law = trajectory.measure({"unseen": answers_by_law(trajectory), "train": train}, 0, {}, [])
+    assert by_law["relative_divergence"] == pytest.approx(1, abs=0.005)
+    by_heart = trajectory.ideals["unseen"]["memorizer"]
+    numbers = trajectory.measure({"unseen": by_heart, "train": train}, 0, {}, [])
+    assert numbers["relative_divergence"] < 0.005
+    P, p, terms = torch.rand(by_heart.shape).double(), trajectory.ideals["unseen"]["covered"], []
+    seen = [{task[t] for task in trajectory.data["train"].tolist()} for t in range(3)]
+    for i, task in enumerate(trajectory.tests["unseen"][0].tolist()):
+        for s, t in itertools.product(range(8 * i, 8 * i + 8), range(3)):
+            if task[t] in seen[t]:
+                a, b = p[s, -1, t].item(), P[s, -1, t].item()
+                terms.append(sum(x * math.log(x / y) for x, y in ((a, b), (1 - a, 1 - b)) if x))
+    numbers = trajectory.measure({"unseen": P, "train": train}, 0, {}, [])
+    assert numbers["kl_to_covered"] == pytest.approx(sum(terms) / len(terms))
+
+
+def test_where_cross_entropy_stands_between_the_floors_of_ideal_predictors():
+    """Memorizer and covered composer: 0.043 and 0.108 nats with 8 tasks of 10 bits, 0.072 and 0.142 with 32."""
+    for n, floors in ((8, (0.043, 0.108)), (32, (0.072, 0.142))):
+        settings = {"dim_ambient": (10,), "context_length": 16, "n_test_tasks": 40, "n_test_sequences": 32}
+        trajectory = trajectory_of(n_train_tasks=(n,), **settings)
+        constants, train = trajectory.constants, trajectory.ideals["train"]
+        assert (constants["floor_memorizer"], constants["floor_covered"]) == pytest.approx(floors, abs=0.006)
+        for who, position in (("memorizer", 1), ("covered", 0)):
+            numbers = trajectory.measure({"unseen": answers_by_law(trajectory), "train": train[who]}, 0, {}, [])
+            assert numbers["position"] == pytest.approx(position, abs=1e-9)
+            assert numbers["train_ce"] == pytest.approx(constants[f"floor_{who}"])
+        assert constants["floor_covered"] <= constants["floor_composer"]
+
+
+def test_a_failing_step_is_told_with_the_coordinate_that_it_reads():
+    trajectory = trajectory_of(n_test_sequences=32, n_train_tasks=(60,), context_length=8)
+    tasks, bits, p = trajectory.tests["unseen"]
+    assert not trajectory.uncovered["unseen"].any()
+    P = p.double()
+    before = p[:, -1, 0]
+    P[:, -1, 1] = (bits[:, -1, 4] ^ before).double()  # the second step reads coordinate 4, whatever the task
+    P[:32, -1, 2] = torch.arange(32).double() % 2  # the third one of the first task none
+    numbers = trajectory.measure({"unseen": P, "train": trajectory.tests["train"][2].double()}, 40, {}, [])
+    others = 0
+    for i, (told, task) in enumerate(zip(numbers["tasks"]["unseen"], tasks.tolist(), strict=True)):
+        others += task[1] != 4
+        assert told.split("|")[4].split() == [str(task[0]), "4", "-" if i == 0 else str(task[2])]
+    assert numbers["failing_covered_steps"] == pytest.approx((others + 1) / 18)
+    assert numbers["failing_read_one"] == pytest.approx(others / (others + 1))
+
+
+def test_accuracy_by_example_is_that_of_whoever_guesses_where_it_cannot_tell():
+    trajectory = trajectory_of(context_length=8, n_test_sequences=20)
+    observed = {kind: trajectory.ideals[kind]["covered"] for kind in ("train", "unseen")}
+    told = trajectory.measure(observed, 40, {}, [])["by_example"]
+    for kind, who in itertools.product(("train", "unseen"), ("memorizer", "covered", "composer")):
+        P, p, exact = trajectory.ideals[kind][who].tolist(), trajectory.tests[kind][2].tolist(), [0.0] * 8
+        for s, n in itertools.product(range(len(p)), range(8)):
+            chances = [0.5 if x == 0.5 else float((x > 0.5) == y) for x, y in zip(P[s][n], p[s][n], strict=True)]
+            exact[n] += math.prod(chances) / len(p)
+        assert told[kind][who] == pytest.approx(exact, abs=1e-4)
+        assert told[kind]["model"] == told[kind]["covered"]
+    assert told["train"]["memorizer"][3] > told["train"]["covered"][3]
+
+
+def test_the_worst_tenth_by_the_law_is_drawn_like_the_tests():
+    trajectory = trajectory_of(n_test_tasks=50, n_test_sequences=16)
+    hidden = trajectory.uncovered["unseen"].sum(1).tolist()
+    random.seed(0)
+    means = []
+    for _ in range(400):
+        exact = sorted(sum(random.random() < 0.5**u for _ in range(16)) / 16 for u in hidden)
+        means.append(sum(exact[:5]) / 5)
+    assert trajectory.constants["law_worst_decile"] == pytest.approx(sum(means) / 400, abs=0.01)
+
+
+def test_ideal_predictors_are_made_in_parts(monkeypatch):
+    """Of 100,000 sequences of the original at once they would not fit into memory."""
+    settings = {"n_test_tasks": 40, "n_test_sequences": 20}
+    whole, lengths, bayes = trajectory_of(**settings), [], parity.memorizer_bayes
+
+    def spied(bits, p, train):
+        lengths.append(len(bits))
+        return bayes(bits, p, train)
+
+    monkeypatch.setattr(parity, "memorizer_bayes", spied)
+    found = whole.ideals["unseen"]["memorizer"]
+    _, bits, p = whole.tests["unseen"]
+    assert max(lengths) <= 128 < len(bits) and torch.equal(found, bayes(bits, p, whole.data["train"]))
+
+
+def test_what_makes_tests_and_ideals_is_part_of_the_yardstick():
+    names = (
+        "data tests ideals uncovered constants observe measure cell shown by_task steps nearness last_example".split()
+    )
+    parts = [parity.ParityTrajectory.__dict__[name] for name in names]
+    assert {getattr(part, "func", part) for part in parts} <= {*parity.YARDSTICK}
+    prompt = json.loads((SCRIPT.parent / "prompt.json").read_bytes())["task_description"]
+    assert all(getattr(part, "__name__", None) in prompt for part in parity.YARDSTICK)
+
+
+def test_the_default_grid():
+    plan = parity.plan(Config())
+    assert [(t.d, t.n_tasks) for t in plan] == [*itertools.product((6, 10), (8, 12, 16, 24, 32, 48, 64))]
+    assert {(t.variant, t.seed, t.updates, len(t.measured)) for t in plan} == {("ordered", 42, 6000, 9)}
+    assert (Config().n_test_tasks, Config().n_test_sequences) == (80, 32)
 
 
 # ---- Runs ------------------------------------------------------------------------------------------------------------
@@ -354,6 +502,15 @@ def test_a_run_grows_and_ends_with_the_same_bytes(tmp_path):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
 
 
+def test_help_says_what_every_flag_is(capsys):
+    with pytest.raises(SystemExit):
+        parity.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for field in fields(Config):
+        own = re.search(rf"--{field.name} \[?X.*?\(default", told.split("options:")[1]).group()
+        assert len(own.split("X")[-1].split()) > 1, own
+
+
 BAD_INPUT = [
     ("--n_train_tasks 60", "below 60, the number of tasks that may be trained on (ordered, d = 5)"),
     ("--variants missing_pair --missing_pair 1 2 --n_train_tasks 7", "below 7"),
@@ -363,6 +520,9 @@ BAD_INPUT = [
     ("--variants missing_pair --missing_pair 2 2", "two different coordinates"),
     ("--positions absolute --context_length 513", "fit 2048 absolute positions"),
     ("--variants shuffled", "of ordered sorted"),
+    ("--variants missing_coordinate --missing_coordinate 1 4", "of some task (d = 5, k = 3)"),
+    ("--variants missing_pair --missing_pair 1 2 --dim_k 1", "of some task (d = 5, k = 1)"),
+    ("--variants sorted --dim_ambient 25 --dim_k 12", "at most 10^6 tasks, not 5200300"),
     ("--n_train_tasks 3 3", "different values"),
     ("--n_train_total 2", "0, or at least --n_train_tasks 3"),
     ("--gpt2_width 9 --n_heads 2", "divisible by --n_heads 2"),

@@ -29,11 +29,10 @@ After Abedsoltan et al. 2025, "Task Generalization With AutoRegressive Compositi
 import itertools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))  # harness.py is there, if not beside this script
 from harness import Study, Trajectory, require, run_study, stream  # noqa: E402
@@ -53,23 +52,15 @@ class Config:
 
     preset: str = "cpu"  # cpu, or paper: format, size and training of the original
     dim_ambient: tuple[int, ...] = (6, 10)  # bits d of an example
-    n_train_tasks: tuple[int, ...] = (4, 8, 16, 32, 64)  # training tasks n
-    variants: tuple[str, ...] = (
-        "ordered",
-    )  # ordered tuples, sorted ones; of sorted ones those without a coordinate at
-    # a step (missing_coordinate) or a pair (missing_pair); ordered ones whose steps are not shown (no_cot)
+    n_train_tasks: tuple[int, ...] = (8, 12, 16, 24, 32, 48, 64)  # training tasks n
+    variants: tuple[str, ...] = ("ordered",)  # ordered, sorted, missing_coordinate, missing_pair, no_cot
     dim_k: int = 3  # coordinates k of a task
-    missing_coordinate: tuple[int, int] = (
-        2,
-        5,
-    )  # step, from 1, and coordinate, from 0, that no training task has there
-    missing_pair: tuple[int, int] = (4, 6)  # coordinates that no training task has together
+    missing_coordinate: tuple[int, int] = (2, 5)  # step, from 1, and coordinate, from 0, of no training task
+    missing_pair: tuple[int, int] = (4, 6)  # coordinates that no training task has both of
     context_length: int = 16  # examples of a sequence; the last one counts
-    tokens: str = (
-        "vector"  # vector: the bits of an example are one token; bits: d tokens and a constant, as in the paper
-    )
+    tokens: str = "vector"  # vector: the bits of an example are one token; bits: each is one, and a constant follows
     positions: str = "factored"  # factored: number of the example and place in it; absolute
-    curriculum: bool = True  # whether bits beyond the first few are 0 at first, all of them random from half-way on
+    curriculum: bool = True  # whether bits beyond the first three are 0 at first and join one by one, before half-way
     n_train_total: int = 0  # sequences of a fixed training set; 0: fresh ones in every update
     n_layers: int = 3  # Transformer blocks
     n_heads: int = 4  # attention heads per block
@@ -82,8 +73,8 @@ class Config:
     clip_norm: float | None = 1.0  # largest norm of the gradient, or none
     batch_size: int = 64  # sequences per update
     steps: int = 6000  # updates
-    n_test_tasks: int = 40  # tasks of every kind that are tested, at most
-    n_test_sequences: int = 16  # sequences for each of them
+    n_test_tasks: int = 80  # tasks of every kind that are tested, at most
+    n_test_sequences: int = 32  # sequences for each of them
     seeds: int = 1  # how many seeds
     seed: int = 42  # the first seed
     precision: str = "float32"  # matrix products in float32, tf32 (CUDA only) or bf16
@@ -106,11 +97,8 @@ class Config:
         require(self, "clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "above 0, or none")
         require(self, "gpt2_width", self.gpt2_width % self.n_heads == 0, f"divisible by --n_heads {self.n_heads}")
         require(self, "warmup", self.warmup < self.steps, f"below --steps {self.steps}")
-        choices = {
-            "tokens": ("vector", "bits"),
-            "positions": ("factored", "absolute"),
-            "schedule": ("cosine", "constant"),
-        }
+        choices = {"tokens": ("vector", "bits"), "positions": ("factored", "absolute")}
+        choices["schedule"] = ("cosine", "constant")
         for flag, known in choices.items():
             require(self, flag, getattr(self, flag) in known, " or ".join(known))
         least = min(self.dim_ambient)
@@ -119,19 +107,21 @@ class Config:
         if "missing_coordinate" in self.variants:
             step, coordinate = self.missing_coordinate
             inside = 1 <= step <= self.dim_k and 0 <= coordinate < least
-            require(
-                self, "missing_coordinate", inside, f"a step of 1 to {self.dim_k}, a coordinate of 0 to {least - 1}"
-            )
+            allowed = f"a step of 1 to {self.dim_k}, a coordinate of 0 to {least - 1}"
+            require(self, "missing_coordinate", inside, allowed)
         if "missing_pair" in self.variants:
             one, other = self.missing_pair
             inside = one != other and 0 <= min(one, other) and max(one, other) < least
             require(self, "missing_pair", inside, f"two different coordinates of 0 to {least - 1}")
         for d, variant in itertools.product(self.dim_ambient, self.variants):
             tasks = Tasks(d, self.dim_k, variant, self.missing_coordinate, self.missing_pair)
-            require(self, "dim_k", tasks.count <= 10**7, f"so that there are at most 10^7 tasks, not {tasks.count}")
+            require(self, "dim_k", tasks.count <= 10**6, f"so that there are at most 10^6 tasks, not {tasks.count}")
+            if variant in ("missing_coordinate", "missing_pair"):
+                is_some = tasks.n_allowed < tasks.count
+                require(self, variant, is_some, f"of some task (d = {d}, k = {self.dim_k})")
             allowed = f"below {tasks.n_allowed}, the number of tasks that may be trained on ({variant}, d = {d})"
             require(self, "n_train_tasks", max(self.n_train_tasks) < tasks.n_allowed, allowed)
-            length = self.context_length * self.example_length(d, variant)
+            length = self.context_length * self.example_length(d, self.chain(variant))
             fits = self.positions == "factored" or length <= POSITIONS
             require(self, "context_length", fits, f"so that {length} tokens fit {POSITIONS} absolute positions")
         least = max(self.n_train_tasks)
@@ -141,9 +131,9 @@ class Config:
         """How many parities an example shows: of every step, or the last one alone."""
         return 1 if variant == "no_cot" else self.dim_k
 
-    def example_length(self, d: int, variant: str) -> int:
+    def example_length(self, d: int, chain: int) -> int:
         """Tokens of an example: its bits, in the paper's format a constant, and its parities."""
-        return (1 if self.tokens == "vector" else d + 1) + self.chain(variant)
+        return (1 if self.tokens == "vector" else d + 1) + chain
 
 
 PAPER = {"tokens": "bits", "positions": "absolute", "curriculum": False, "context_length": 40, "n_heads": 1}
@@ -155,7 +145,8 @@ POSITIONS = 2048  # absolute ones, as in GPT-2
 # ==== Tasks ===========================================================================================================
 
 
-class Tasks(NamedTuple):
+@dataclass(frozen=True)
+class Tasks:
     """The tuples of k of d coordinates, ordered or sorted, of which some may not be trained on."""
 
     d: int
@@ -166,34 +157,20 @@ class Tasks(NamedTuple):
 
     @property
     def ordered(self) -> bool:
-        return self.variant in ("ordered", "no_cot")
+        return self.variant == "ordered"  # without a chain, the order changes nothing
 
     @property
     def count(self) -> int:
         return math.perm(self.d, self.k) if self.ordered else math.comb(self.d, self.k)
 
-    @property
+    @cached_property
+    def every(self) -> list[tuple[int, ...]]:
+        return [*(itertools.permutations if self.ordered else itertools.combinations)(range(self.d), self.k)]
+
+    @cached_property
     def n_allowed(self) -> int:
         """How many tasks may be trained on."""
-        d, k = self.d, self.k
-        if self.variant == "missing_coordinate":  # those that have v at this step: steps before are below it
-            step, v = self.missing_coordinate
-            return self.count - math.comb(v, step - 1) * math.comb(d - 1 - v, k - step)
-        return self.count - (math.comb(d - 2, k - 2) if self.variant == "missing_pair" and k > 1 else 0)
-
-    def task(self, number: int) -> tuple[int, ...]:
-        """The tuple of this number, in lexicographic order."""
-        left, chosen = list(range(self.d)), []
-        for remaining in range(self.k - 1, -1, -1):
-            for i in range(len(left)):
-                after = len(left) - 1 if self.ordered else len(left) - 1 - i
-                block = math.perm(after, remaining) if self.ordered else math.comb(after, remaining)
-                if number < block:
-                    break
-                number -= block
-            chosen.append(left[i])
-            left = [*left[:i], *left[i + 1 :]] if self.ordered else left[i + 1 :]
-        return tuple(chosen)
+        return sum(map(self.allowed, self.every))
 
     def allowed(self, task: tuple[int, ...]) -> bool:
         """Whether it may be trained on."""
@@ -204,17 +181,12 @@ class Tasks(NamedTuple):
     def split(self, n: int, n_test: int, seed: int) -> dict[str, list[tuple[int, ...]]]:
         """train: n tasks; unseen: up to n_test others that might have been trained on; excluded: up to n_test that may
         not be. One random order of all tasks serves every n: those for training are its first ones, those for tests its
-        last, so that few training tasks are among many, and tested on the same others."""
+        last, so that few training tasks are among many."""
         order = torch.randperm(self.count, generator=stream(seed, "tasks", self.d, self.k, self.ordered)).tolist()
-
-        def taken(numbers: Iterator[int], most: int, kind: bool) -> list[tuple[int, ...]]:
-            of_kind = (task for task in map(self.task, numbers) if self.allowed(task) == kind)
-            return list(itertools.islice(of_kind, most))
-
-        train = taken(iter(order), n, True)
-        unseen = taken(reversed(order), min(n_test, self.n_allowed - n), True)
-        excluded = taken(reversed(order), min(n_test, self.count - self.n_allowed), False)
-        return {"train": train, "unseen": unseen, "excluded": excluded}
+        tasks = [self.every[i] for i in order]
+        allowed = [task for task in tasks if self.allowed(task)]
+        excluded = [task for task in tasks if not self.allowed(task)]
+        return {"train": allowed[:n], "unseen": allowed[n:][::-1][:n_test], "excluded": excluded[::-1][:n_test]}
 
 
 def covered(train: list[tuple[int, ...]], d: int) -> torch.Tensor:
@@ -271,6 +243,40 @@ def binary_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return torch.special.xlogy(p, p / q) + torch.special.xlogy(1 - p, (1 - p) / (1 - q))
 
 
+# ==== Scores ==========================================================================================================
+
+
+def mean(values: torch.Tensor) -> float | None:
+    """None of nothing."""
+    return values.double().mean().item() if values.numel() else None
+
+
+def of_answers(P: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Probability of the right parities p, from those of a 1."""
+    return torch.where(p == 1, P, 1 - P)
+
+
+def cross_entropy(P: torch.Tensor, p: torch.Tensor) -> float:
+    """In nats, mean over parities."""
+    return -of_answers(P, p).clamp(min=1e-12).log().mean().item()
+
+
+def right_by_example(P: torch.Tensor, p: torch.Tensor) -> list[float]:
+    """Share of whole chains that are right, by the number of the example; who cannot tell guesses: [m, N, c] -> N."""
+    own = of_answers(P, p)
+    right = torch.where(own == 0.5, 0.5, (own > 0.5).double()).prod(2).mean(0)
+    return [round(x, 4) for x in right.tolist()]
+
+
+def words(values: Iterable) -> str:
+    return " ".join(map(str, values))
+
+
+def worst_decile(exact: torch.Tensor) -> torch.Tensor:
+    """Mean over the tenth of tasks that do worst: [.., m] -> [..]."""
+    return exact.sort(-1).values[..., : max(1, exact.shape[-1] // 10)].mean(-1)
+
+
 # ==== Model ===========================================================================================================
 
 
@@ -287,10 +293,8 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.qkv(self.attention_norm(x)).chunk(3, -1)
-        )
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         rate = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
         x = x + self.drop(self.attention_out(attended.transpose(1, 2).flatten(-2)))
@@ -303,7 +307,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, d: int, chain: int):
         super().__init__()
-        w, length = config.gpt2_width, chain + (1 if config.tokens == "vector" else d + 1)
+        w, length = config.gpt2_width, config.example_length(d, chain)
         self.vector, self.factored = config.tokens == "vector", config.positions == "factored"
         self.tokens = nn.Embedding(2, w)  # 0 and 1, which it also answers with
         self.bits = nn.Linear(d, w) if self.vector else None
@@ -378,6 +382,12 @@ class ParityTrajectory(Trajectory):
         split = tasks.split(self.n_tasks, c.n_test_tasks, self.seed)
         return {kind: torch.tensor(own).view(-1, c.dim_k) for kind, own in split.items()}
 
+    @cached_property
+    def training_bits(self) -> torch.Tensor:
+        """Of a fixed training set with as many sequences of every task: [sequences, N, d]."""
+        c, total = self.config, self.config.n_train_total // self.n_tasks * self.n_tasks
+        return torch.randint(2, (total, c.context_length, self.d), generator=self.stream("training set"))
+
     def model(self) -> Model:
         return Model(self.config, self.d, self.config.chain(self.variant))
 
@@ -387,7 +397,7 @@ class ParityTrajectory(Trajectory):
         return p[..., -self.config.chain(self.variant) :]
 
     def active(self, update: int) -> int:
-        """How many bits are random: with a curriculum 3 at the start and all from half of the updates on."""
+        """How many bits are random: with a curriculum 3 at the start, and all a little before half of the updates."""
         if not self.config.curriculum:
             return self.d
         return min(self.d, 3 + int((self.d - 2) * update / (self.updates / 2)))
@@ -396,26 +406,19 @@ class ParityTrajectory(Trajectory):
         """bits [n, B, N, d] and the parities shown [n, B, N, c] of tasks that are drawn uniformly."""
         c, generator = self.config, self.stream("training sequences", first // n)
         train = self.data["train"]
-        if c.n_train_total:  # as many sequences of every task, in a new order in every epoch
-            per_task = c.n_train_total // len(train)
-            total = per_task * len(train)
+        if c.n_train_total:  # in a new order in every epoch
+            total = len(self.training_bits)
             epochs = range(first * c.batch_size // total, (first + n) * c.batch_size // total + 1)
             order = torch.cat([torch.randperm(total, generator=self.stream("epoch", epoch)) for epoch in epochs])
             which = order[first * c.batch_size - epochs[0] * total :][: n * c.batch_size]
-            tasks, bits = train[which % len(train)], self.fixed_bits(total)[which]
+            tasks, bits = train[which % len(train)], self.training_bits[which]
         else:
             tasks = train[torch.randint(len(train), (n * c.batch_size,), generator=generator)]
             bits = torch.randint(2, (len(tasks), c.context_length, self.d), generator=generator)
-        limits = torch.tensor([self.active(update) for update in range(first, first + n)]).repeat_interleave(
-            c.batch_size
-        )
-        bits = torch.where(torch.arange(self.d) < limits[:, None, None], bits, 0)
+        active = torch.tensor([*map(self.active, range(first, first + n))]).repeat_interleave(c.batch_size)
+        bits = torch.where(torch.arange(self.d) < active[:, None, None], bits, 0)
         batch = {"bits": bits, "p": self.shown(bits, tasks)}
         return {key: values.unflatten(0, (n, -1)) for key, values in batch.items()}
-
-    def fixed_bits(self, total: int) -> torch.Tensor:
-        """The bits of a fixed training set."""
-        return torch.randint(2, (total, self.config.context_length, self.d), generator=self.stream("training set"))
 
     # ---- What is measured --------------------------------------------------------------------------------------------
 
@@ -432,99 +435,133 @@ class ParityTrajectory(Trajectory):
         return {kind: told for kind, told in found.items() if len(told[0])}
 
     @cached_property
-    def ideals(self) -> dict[str, torch.Tensor]:
-        """Probabilities of a 1 by the ideal predictors for the unseen tasks' sequences, [.., N, k]: memorizer, covered
-        composer, composer."""
-        tasks, bits, _ = self.tests["unseen"]
-        p = parities(bits, tasks.repeat_interleave(self.config.n_test_sequences, 0))
+    def uncovered(self) -> dict[str, torch.Tensor]:
+        """Which steps of the tested tasks have a coordinate that no training task has there, [m, k] by kind."""
         seen = covered(self.data["train"].tolist(), self.d)
-        return {
-            "memorizer": memorizer_bayes(bits, p, self.data["train"]),
-            "covered": per_step_bayes(bits, p, seen),
-            "composer": per_step_bayes(bits, p, torch.ones_like(seen)),
-        }
+        return {kind: uncovered_steps(tasks, seen) for kind, (tasks, _, _) in self.tests.items()}
+
+    @cached_property
+    def ideals(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Probabilities of a 1 by the ideal predictors for the sequences of training and unseen tasks, [.., N, k]."""
+        train, found = self.data["train"], {}
+        seen = covered(train.tolist(), self.d)
+        for kind in ("train", "unseen") if self.variant != "no_cot" else ():
+            _, bits, p = self.tests[kind]
+            parts = [*zip(bits.split(128), p.split(128), strict=True)]
+            found[kind] = {
+                "memorizer": torch.cat([memorizer_bayes(x, y, train) for x, y in parts]),
+                "covered": torch.cat([per_step_bayes(x, y, seen) for x, y in parts]),
+                "composer": torch.cat([per_step_bayes(x, y, torch.ones_like(seen)) for x, y in parts]),
+            }
+        return found
+
+    @cached_property
+    def constants(self) -> dict[str, float | None]:
+        """The law for these very tasks, and the ideal predictors' cross-entropy on training tasks."""
+        if self.variant == "no_cot":  # a law of steps says nothing about whole parities
+            return {}
+        law = {kind: 0.5 ** steps.sum(1).double() for kind, steps in self.uncovered.items()}
+        n, p = self.config.n_test_sequences, self.tests["train"][2]
+        chances = law["unseen"].expand(1000, -1)  # the worst of many tasks are also the unlucky ones: drawn as they are
+        drawn = torch.binomial(torch.full_like(chances, n), chances, generator=stream(self.seed, "worst decile")) / n
+        numbers = {"law": mean(law["unseen"]), "law_worst_decile": mean(worst_decile(drawn))}
+        numbers["law_excluded"] = mean(law["excluded"]) if "excluded" in law else None
+        return numbers | {f"floor_{who}": cross_entropy(P, p) for who, P in self.ideals["train"].items()}
 
     def observe(self, model: Model, update: int) -> dict[str, torch.Tensor]:
-        """Probabilities of a 1 for every parity of the test sequences, float64 [sequences, N, c], by kind of task."""
+        """Probabilities of a 1 for the constant, if there is one, and every parity of the test sequences, float64
+        [sequences, N, (1 +) c], by kind of task."""
         device, found = next(model.parameters()).device, {}
         for kind, (_, bits, p) in self.tests.items():
             parts = zip(bits.to(device).split(128), p.to(device).split(128), strict=True)
-            logits = torch.cat([model(x, y)[:, :, -p.shape[2] :].float().cpu() for x, y in parts])
+            logits = torch.cat([model(x, y).float().cpu() for x, y in parts])
             found[kind] = logits.double().softmax(-1)[..., 1]
         return found
 
     def measure(self, observed: dict, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
-        """Accuracy of whole chains in the last example, by kind of task; on unseen ones KL from ideal predictors."""
+        """Scores by kind of task, and where the model stands between ideal predictors; at the end every task."""
         numbers = {"loss": math.fsum(recent["loss"]) / len(recent["loss"]) if recent else None}
-        numbers |= {"unseen_exact": None, "excluded_exact": None}
-        for kind, P in observed.items():
-            numbers[f"{kind}_exact"] = self.right(kind, P)[:, -1].all(1).double().mean().item()
-        if "unseen" in observed and self.variant != "no_cot":
-            last = observed["unseen"][:, -1].clamp(1e-12, 1 - 1e-12)
-            for name, ideal in self.ideals.items():
-                numbers[f"kl_to_{name}"] = binary_kl(ideal[:, -1], last).sum(1).mean().item()
-            between = numbers["kl_to_memorizer"] + numbers["kl_to_covered"]
-            numbers["relative_divergence"] = numbers["kl_to_memorizer"] / between if between else 0.5
+        chain = self.config.chain(self.variant)
+        shown = {kind: P[..., -chain:] for kind, P in observed.items()}
+        for kind, P in shown.items():
+            p, constant = self.tests[kind][2], observed[kind][:, -1, :-chain] <= 0.5  # [sequences, 0 or 1]
+            exact = ((P > 0.5) == (p == 1))[:, -1].all(1)
+            numbers |= {f"{kind}_exact": mean(exact), f"{kind}_ce": cross_entropy(P, p)}
+            numbers[f"{kind}_accuracy_all"] = mean(exact[:, None] & constant)
+        if self.variant != "no_cot":
+            numbers |= self.steps(shown["unseen"]) | self.nearness(shown["unseen"], numbers["train_ce"])
         if update == self.updates:
-            numbers |= {"tasks": {kind: self.by_task(kind, P) for kind, P in observed.items()}}
-            if "unseen" in observed:
-                numbers["unseen_by_example"] = self.right("unseen", observed["unseen"]).all(2).double().mean(0).tolist()
-                if self.variant != "no_cot":
-                    own = torch.where(
-                        self.tests["unseen"][2] == 1, self.ideals["composer"], 1 - self.ideals["composer"]
-                    )
-                    right = torch.where(own == 0.5, 0.5, (own > 0.5).double())  # who cannot tell guesses
-                    numbers["composer_by_example"] = right.prod(2).mean(0).tolist()
+            numbers["tasks"] = {kind: self.by_task(kind, P) for kind, P in shown.items()}
+            numbers["by_example"] = {}
+            for kind, P in shown.items():
+                every = {"model": P} | self.ideals.get(kind, {})
+                own = {who: right_by_example(Q, self.tests[kind][2]) for who, Q in every.items()}
+                numbers["by_example"][kind] = own
         return numbers
 
-    def right(self, kind: str, P: torch.Tensor) -> torch.Tensor:
-        """Which parities are answered right: [sequences, N, c] bool."""
-        return (P > 0.5) == (self.tests[kind][2] == 1)
+    def last_example(self, kind: str, P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of tests by task which parities are right [m, sequences, c], and for every coordinate the share of sequences
+        in which the step adds its bit [m, c, d]."""
+        last = (x[:, -1].unflatten(0, (-1, self.config.n_test_sequences)) for x in (*self.tests[kind][1:], P > 0.5))
+        bits, p, answers = last
+        added = answers ^ F.pad(p[..., :-1], (1, 0))
+        return answers == p, (added[..., None] == bits[:, :, None]).double().mean(1)
 
-    def by_task(self, kind: str, P: torch.Tensor) -> dict[str, list]:
-        """Of every task its tuple, uncovered steps, and accuracy in the last example: of the chain, of each step."""
-        tasks, n = self.tests[kind][0], self.config.n_test_sequences
-        right = self.right(kind, P)[:, -1].unflatten(0, (-1, n))
-        missing = uncovered_steps(tasks, covered(self.data["train"].tolist(), self.d))
-        return {
-            "task": tasks.tolist(),
-            "uncovered": missing.int().tolist(),
-            "exact": right.all(2).double().mean(1).tolist(),
-            "steps": [[round(x, 4) for x in row] for row in right.double().mean(1).tolist()],
-        }
+    def steps(self, P: torch.Tensor) -> dict[str, float | None]:
+        """Of unseen tasks: the worst, those of u uncovered steps, steps of either kind, and covered ones that fail,
+        which are right in less than 0.9 of the sequences: whether they read one coordinate, a wrong one."""
+        right, agreement = self.last_example("unseen", P)
+        exact, steps, uncovered = right.all(2).double().mean(1), right.double().mean(1), self.uncovered["unseen"]
+        numbers = {"unseen_worst_decile": worst_decile(exact).item()}
+        numbers |= {f"unseen_u{u}": mean(exact[uncovered.sum(1) == u]) for u in range(3)}
+        numbers |= {"unseen_covered_steps": mean(steps[~uncovered]), "unseen_uncovered_steps": mean(steps[uncovered])}
+        failing = (steps < 0.9) & ~uncovered
+        numbers["failing_covered_steps"] = mean(failing[~uncovered])
+        return numbers | {"failing_read_one": mean(agreement.max(2).values[failing] >= 0.9)}
+
+    def nearness(self, P: torch.Tensor, train_ce: float) -> dict[str, float | None]:
+        """KL from ideal predictors, mean over covered steps of unseen tasks: elsewhere no ideal but the composer knows
+        anything. Position of the cross-entropy on training tasks: 0 covered composer, 1 memorizer."""
+        steps = ~self.uncovered["unseen"].repeat_interleave(self.config.n_test_sequences, 0)  # [sequences, k]
+        last = P[:, -1].clamp(1e-12, 1 - 1e-12)
+        kl = {who: mean(binary_kl(Q[:, -1], last)[steps]) for who, Q in self.ideals["unseen"].items()}
+        numbers = {f"kl_to_{who}": value for who, value in kl.items()}
+        between = kl["memorizer"] + kl["covered"] if steps.any() else 0
+        numbers["relative_divergence"] = kl["memorizer"] / between if between else None
+        width = self.constants["floor_covered"] - self.constants["floor_memorizer"]
+        return numbers | {"position": (self.constants["floor_covered"] - train_ce) / width if width else None}
+
+    def by_task(self, kind: str, P: torch.Tensor) -> list[str]:
+        """Of every task "7 2 5|010|32 17 31|16|7 - 5": coordinates; uncovered steps; in how many sequences a step is
+        right, and in how many all are; the coordinate that a step reads in at least 0.9 of them."""
+        right, agreement = self.last_example(kind, P)
+        most, reads = agreement.max(2)
+        told = (self.tests[kind][0], self.uncovered[kind].int(), right.sum(1), right.all(2).sum(1), reads, most >= 0.9)
+        return [
+            f"{words(task)}|{''.join(map(str, uncovered))}|{words(steps)}|{exact}|"
+            + words(v if sure else "-" for v, sure in zip(reads, known, strict=True))
+            for task, uncovered, steps, exact, reads, known in zip(*(x.tolist() for x in told), strict=True)
+        ]
 
     # ---- What is reported --------------------------------------------------------------------------------------------
 
+    @property
+    def about(self) -> dict:
+        return {"d": self.d, "n_train_tasks": self.n_tasks, "variant": self.variant}
+
     def cell(self, points: list[dict]) -> dict:
-        """Accuracies at the end beside the law for these very tasks, the mean of 2^-u. A model is trained if it is
-        right on at least 0.9 of the sequences of its training tasks."""
-        last, numbers = points[-1], {"d": self.d, "n_train_tasks": self.n_tasks, "variant": self.variant}
-        for kind in ("train", "unseen", "excluded"):
-            told = last.get("tasks", {}).get(kind)
-            laws = [2.0 ** -sum(steps) for steps in told["uncovered"]] if told else []
-            numbers[f"{kind}_exact"] = last.get(f"{kind}_exact")
-            numbers["law" if kind == "unseen" else f"law_{kind}"] = sum(laws) / len(laws) if laws else None
-            for name, wanted in (("covered", 0), ("uncovered", 1)):
-                pairs = zip(told["uncovered"], told["steps"], strict=True) if told and self.variant != "no_cot" else ()
-                own = [x for steps, right in pairs for u, x in zip(steps, right, strict=True) if u == wanted]
-                numbers[f"{kind}_{name}_steps"] = sum(own) / len(own) if own else None
-        exact = sorted(last.get("tasks", {}).get("unseen", {}).get("exact", []))
-        worst = exact[: max(1, len(exact) // 10)]
-        numbers["unseen_worst_decile"] = sum(worst) / len(worst) if worst else None
-        numbers["trained"] = int(numbers["train_exact"] >= 0.9)
-        kept = ("kl_to_memorizer", "kl_to_covered", "kl_to_composer", "relative_divergence", "loss")
-        return numbers | {key: last.get(key) for key in kept}
+        """The numbers at the end beside the law. A model is trained if it is right on at least 0.9 of the sequences of
+        its training tasks."""
+        last = {key: x for key, x in points[-1].items() if key not in ("step", "tasks", "by_example")}
+        trained = {"trained": int(last["train_exact"] >= 0.9)}
+        return self.about | dict.fromkeys(headlines(self.config)) | self.constants | last | trained
 
     def extras(self, points: list[dict]) -> dict:
-        told = {"d": self.d, "n_train_tasks": self.n_tasks, "variant": self.variant}
-        return told | {
-            "train_tasks": self.data["train"].tolist(),
-            "format": [self.config.tokens, self.config.positions],
-        }
+        return self.about | {"train_tasks": [words(task) for task in self.data["train"].tolist()]}
 
 
 def plan(config: Config) -> list[ParityTrajectory]:
-    """One trajectory per (d, n, variant, seed), measured twenty times."""
+    """One trajectory per (d, n, variant, seed), measured ten times."""
     grid = itertools.product(config.dim_ambient, config.n_train_tasks, config.variants)
     return [
         ParityTrajectory(
@@ -536,7 +573,7 @@ def plan(config: Config) -> list[ParityTrajectory]:
             variant=variant,
             cells={config.steps: f"d{d}_n{n}" + ("" if variant == "ordered" else f"_{variant}")},
             streams=(seed, d, n, variant),
-            measured=tuple(sorted({config.steps * k // 20 for k in range(1, 20)} - {0})),
+            measured=tuple(sorted({config.steps * k // 10 for k in range(1, 10)} - {0})),
             shape=(d, variant == "no_cot"),
             clip_norm=config.clip_norm,
         )
@@ -547,14 +584,17 @@ def plan(config: Config) -> list[ParityTrajectory]:
 
 def headlines(config: Config) -> tuple[str, ...]:
     """The numbers of a cell that final_info.json has."""
-    exact = ("unseen_exact", "law", "train_exact", "trained", "unseen_worst_decile", "excluded_exact", "law_excluded")
-    return (*exact, "kl_to_memorizer", "kl_to_covered", "kl_to_composer", "relative_divergence", "loss")
+    exact = ("unseen_exact", "law", "train_exact", "trained", "unseen_worst_decile", "law_worst_decile", "unseen_u0")
+    steps = ("unseen_covered_steps", "unseen_uncovered_steps", "failing_covered_steps", "failing_read_one")
+    ideals = ("kl_to_memorizer", "kl_to_covered", "kl_to_composer", "relative_divergence", "position")
+    return (*exact, "excluded_exact", "law_excluded", *steps, *ideals, "loss")
 
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
-YARDSTICK = (Tasks, covered, uncovered_steps, parities, per_step_bayes, memorizer_bayes, binary_kl)
-YARDSTICK += (ParityTrajectory.observe, ParityTrajectory.measure, ParityTrajectory.right, ParityTrajectory.by_task)
-YARDSTICK += (ParityTrajectory.cell,)
+YARDSTICK = (Tasks, covered, uncovered_steps, parities, per_step_bayes, memorizer_bayes, binary_kl, of_answers)
+YARDSTICK += (mean, cross_entropy, right_by_example, worst_decile)
+MEASURING = "data tests shown uncovered ideals constants observe measure last_example steps nearness by_task cell"
+YARDSTICK += tuple(getattr(own := getattr(ParityTrajectory, name), "func", own) for name in MEASURING.split())
 
 # ==== Main ============================================================================================================
 
