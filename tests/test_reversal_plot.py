@@ -13,98 +13,148 @@ SCRIPT = ROOT / "studies" / "reversal" / "plot.py"
 spec = importlib.util.spec_from_file_location("reversal_plot", SCRIPT)
 plot = sys.modules["reversal_plot"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plot)
-N, RULES = range(3, 11), ("oracle", "confidence", "gate")  # lengths; rules of stopping
+
+
+@pytest.fixture(autouse=True)
+def figures_are_closed():
+    yield
+    plot.plt.close("all")
+
+
+N, MAPPED, TESTED = [*range(3, 11)], [3, 4, 5, 8, 10], [5, 8, 10]  # lengths
+RULES = ("oracle", "confidence", "gate_0.1", "gate_0.5", "gate_0.9")  # of stopping
 LOOPS = {"standard": "1", "looped_k2": "2", "looped_gate": "6", "looped_n_rotary": "length", "oracle": "length"}
 
 
-def loops_of(arm: str, n: int) -> range:
-    return range(1, {"1": 1, "length": n + 5}.get(LOOPS[arm], 12) + 1)
+def loops_of(n: int) -> range:
+    return range(1, max(12, n + 5) + 1)
 
 
 def own(arm: str, n: int) -> int:
     return n if LOOPS[arm] == "length" else int(LOOPS[arm])
 
 
-def exact(arm: str, n: int, loop: int, seeds: tuple = (0, 1)) -> float:
-    return np.mean([(7 * n + 3 * loop + 5 * seed + len(arm)) % 11 / 11 for seed in seeds])
+def value(what: str, arm: str, n: int, seed: int, loop: int = 0) -> float:
+    """Some number that is like no other one."""
+    return (7 * n + 3 * loop + 5 * seed + len(arm) + 2 * len(what)) % 101 / 101
 
 
-def results(arms: dict[str, list[int]]) -> dict:
+def results(arms: dict[str, list[int]], **config) -> dict:
     """A run with these arms, and of each seed whether it is trained."""
-    cells = [{"arm": arm, "seed": i, "trained": told} for arm, own in arms.items() for i, told in enumerate(own)]
-    run = {"config": {"min_len": 3, "max_len": 5, "test_lengths": [5, 8, 10]}, "cells": cells, "trajectories": []}
-    for arm, seed in ((cell["arm"], (cell["seed"],)) for cell in cells):
-        by_length = {str(n): {"exact": [exact(arm, n, k, seed) for k in loops_of(arm, n)]} for n in N}
-        for n, told in by_length.items():
-            told["token"] = [(1 + x) / 2 for x in told["exact"]]
-            told["change"] = [0.5**k for k in range(len(told["exact"]))]
-            rules = RULES if arm == "looped_gate" else RULES[:2]
-            told["stopping"] = {rule: {"exact": exact(arm, int(n), 20 + len(rule), seed)} for rule in rules}
-        settings = {"loops": LOOPS[arm], "trained_loops": own(arm, 5), "curves": {"by_length": [None, by_length]}}
-        run["trajectories"].append({"arm": arm, "seed": seed[0]} | settings)
+    config = {"min_len": 3, "max_len": 5, "test_lengths": TESTED, "num_steps": 5000, "schedule": "constant"} | config
+    run = {"config": config, "cells": [], "trajectories": []}
+    for arm, seed, trained in ((arm, seed, told) for arm, own in arms.items() for seed, told in enumerate(own)):
+        cell = {"cell": arm, "seed": seed, "trained": trained, "trained_exact": value("trained", arm, 0, seed)}
+        run["cells"].append(cell | {f"exact_L{n}": value("exact", arm, n, seed) for n in TESTED})
+        told = {"lengths": N, "mapped": MAPPED}
+        for what, lengths in (("exact", N), ("token", N), ("other_exact", MAPPED)):
+            told[what] = [value(what, arm, n, seed) for n in lengths]
+        if LOOPS[arm] != "1":
+            for what, lengths in (("exact", MAPPED), ("token", TESTED), ("doubt", TESTED), ("change", TESTED)):
+                told[f"{what}_by_loop"] = [[value(what, arm, n, seed, k) for k in loops_of(n)] for n in lengths]
+            rules = RULES if arm == "looped_gate" else RULES[:2] if arm != "oracle" else RULES[:1]
+            told["stopping"] = {
+                rule: {key: [value(rule + key, arm, n, seed) for n in MAPPED] for key in ("exact", "loops")}
+                for rule in rules
+            }
+        settings = {"loops": LOOPS[arm], "trained_loops": own(arm, 5), "curves": {"by_length": [None, told]}}
+        run["trajectories"].append({"arm": arm, "seed": seed} | settings)
     return run
 
 
+def mean(what: str, arm: str, n: int, loop: int = 0) -> float:
+    return np.mean([value(what, arm, n, seed, loop) for seed in (0, 1)])
+
+
 FULL = {"standard": [1, 1], "looped_k2": [1, 0], "looped_gate": [1, 1], "looped_n_rotary": [0, 0], "oracle": [0, 0]}
-FULL, ALONE = results(FULL), results({"standard": [0]})
+FULL, ALONE = results(FULL), results({"standard": [0]}, num_steps=20000, schedule="cosine")
+
+
+def lines_of(panel, width: float) -> list:
+    return [line for line in panel.get_lines() if line.get_linewidth() == width]
 
 
 def test_every_seed_is_thin_the_mean_thick_lengths_of_training_shaded_and_arms_marked_that_are_not_trained():
     marks = ["", "\nNOT TRAINED in 1 of 2 seeds", "", "\nNOT TRAINED in 2 of 2 seeds", ""]  # controls need none
     for arm, mark, panel in zip(LOOPS, marks, plot.draw_lengths(FULL, "a run").axes, strict=False):
-        thin, thick = ([line for line in panel.get_lines() if line.get_linewidth() == x] for x in (0.6, 2))
-        wanted = np.array([[exact(arm, n, own(arm, n), (i,)) for n in N] for i in (0, 1)])
-        assert np.allclose([line.get_ydata() for line in thin], [*wanted, *(1 + wanted) / 2])
-        assert np.allclose([line.get_ydata() for line in thick], [wanted.mean(0), (1 + wanted.mean(0)) / 2])
-        assert [(*line.get_xdata(),) for line in panel.get_lines()] == 6 * [(*N,)]
+        kinds = [("exact", N), ("token", N), ("other_exact", MAPPED)]
+        for (what, lengths), line in zip(kinds, lines_of(panel, 2), strict=True):
+            assert np.allclose(line.get_xydata(), [(n, mean(what, arm, n)) for n in lengths])
+        seeds = [(what, lengths, seed) for what, lengths in kinds for seed in (0, 1)]
+        for (what, lengths, seed), line in zip(seeds, lines_of(panel, 0.6), strict=True):
+            assert np.allclose(line.get_xydata(), [(n, value(what, arm, n, seed)) for n in lengths])
+        assert [line.get_linestyle() == "None" for line in lines_of(panel, 2)] == [False, False, True]
         assert [(patch.get_x(), patch.get_width()) for patch in panel.patches] == [(3, 2)]
         assert (panel.get_title(), panel.title.get_color()) == (arm + mark, "0.5" if mark else "black")
 
 
 def test_maps_are_means_by_length_and_loops_and_empty_where_none_was_tested():
-    assert plot.draw_loops(ALONE, "a run") is plot.draw_states(ALONE, "") is plot.draw_stopping(ALONE, "") is None
+    for draw in (plot.draw_loops, plot.draw_states, plot.draw_stopping, plot.draw_exits):
+        assert draw(ALONE, "a run") is None
     panels = [panel for panel in plot.draw_loops(FULL, "a run").axes if panel.get_ylabel() == "loops"]
     for arm, panel in zip([*LOOPS][1:], panels, strict=True):
-        (image,), most = panel.get_images(), len(loops_of(arm, 10))
-        grid = [[exact(arm, n, k) if k in loops_of(arm, n) else np.nan for n in N] for k in range(1, most + 1)]
+        (image,) = panel.get_images()
+        grid = [[mean("exact", arm, n, k) if k in loops_of(n) else np.nan for n in MAPPED] for k in range(1, 16)]
         assert np.allclose(image.get_array().filled(np.nan), grid, equal_nan=True) and image.get_clim() == (0, 1)
-        assert image.get_extent() == [2.5, 10.5, 0.5, most + 0.5] == [*panel.get_xlim(), *panel.get_ylim()]
+        assert image.get_extent() == [-0.5, 4.5, 0.5, 15.5] == [*panel.get_xlim(), *panel.get_ylim()]
+        assert [(x, text.get_text()) for x, text in zip(panel.get_xticks(), panel.get_xticklabels(), strict=True)] == [
+            (x, str(n)) for x, n in enumerate(MAPPED)
+        ]
         *lines, border = panel.get_lines()
-        assert [line.get_xydata().tolist() for line in lines] == 2 * [[[n, own(arm, n)] for n in N]]
-        assert {*border.get_xdata()} == {5.5} and image.origin == "lower"
+        assert [line.get_xydata().tolist() for line in lines] == 2 * [[[x, own(arm, n)] for x, n in enumerate(MAPPED)]]
+        assert {*border.get_xdata()} == {2.5} and image.origin == "lower"
 
 
-def test_states_and_rules_of_stopping_are_means_and_there_is_no_change_before_the_first_loop():
-    axes = plot.draw_states(FULL, "a run").axes
-    for arm, top, low in zip([*LOOPS][1:], axes[:4], axes[4:], strict=True):
-        for n, token, change in zip((5, 8), top.get_lines(), low.get_lines(), strict=True):
-            wanted = [(k, (1 + exact(arm, n, k)) / 2) for k in loops_of(arm, n)]
-            assert token.get_label() == f"{n} tokens" and np.allclose(token.get_xydata(), wanted)
-            assert change.get_xydata().tolist() == [[k, 0.5 ** (k - 1)] for k in loops_of(arm, n)[1:]]
-    figure, colors = plot.draw_stopping(FULL, "a run"), ["#000000", "#E69F00", "#0072B2"]
-    for arm, panel in zip([*LOOPS][1:], figure.axes, strict=True):
-        rules = RULES if arm == "looped_gate" else RULES[:2]
-        wanted = [[exact(arm, n, k) for n in N] for k in (20 + len(rule) for rule in rules)]
-        wanted.append([exact(arm, n, own(arm, n)) for n in N])
-        assert np.allclose([line.get_ydata() for line in panel.get_lines()], wanted)
-        assert [line.get_color() for line in panel.get_lines()] == colors[: len(rules)] + ["0.6"]
-    assert "the learned gate" in [text.get_text() for text in figure.legends[0].get_texts()]
+def test_states_are_means_in_one_range_without_controls_and_there_is_no_change_before_the_first_loop():
+    axes = np.array([panel for panel in plot.draw_states(FULL, "a run").axes if panel.get_lines()]).reshape(3, 3)
+    for arm, panels in zip(("looped_k2", "looped_gate", "looped_n_rotary"), axes.T, strict=True):
+        for what, panel in zip(("token", "doubt", "change"), panels, strict=True):
+            for n, line in zip(TESTED, panel.get_lines(), strict=True):
+                values = [mean(what, arm, n, k) for k in loops_of(n)]
+                values = np.exp(np.negative(values)) if what == "doubt" else values
+                drawn = line.get_xydata()
+                assert np.isnan(drawn[0, 1]) == (what == "change") and line.get_label() == f"{n} tokens"
+                drawn = drawn[~np.isnan(drawn[:, 1])]
+                assert np.allclose(drawn, [*zip(loops_of(n), values, strict=True)][what == "change" :])
+    for row in axes:
+        assert len({panel.get_ylim() for panel in row}) == 1
+        assert all(x == int(x) for panel in row for x in panel.get_xticks())
+    long = results({"looped_k2": [1]}, test_lengths=[10, 20, 30, 40, 50])
+    told = long["trajectories"][0]["curves"]["by_length"][-1]
+    told |= {f"{key}_by_loop": [[1.0, 0.5]] * 5 for key in ("token", "doubt", "change")}
+    names = [text.get_text() for text in plot.draw_states(long, "a run").legends[0].get_texts()]
+    assert names == ["10 tokens", "20 tokens", "30 tokens", "50 tokens"]
+
+
+def test_rules_of_stopping_have_a_line_for_every_seed_and_there_are_no_controls():
+    for key, draw in (("exact", plot.draw_stopping), ("loops", plot.draw_exits)):
+        figure = draw(FULL, "a run")
+        panels = [panel for panel in figure.axes if panel.get_lines()]
+        for arm, panel in zip(("looped_k2", "looped_gate", "looped_n_rotary"), panels, strict=True):
+            wanted = [("exact", N)] * (key == "exact")
+            wanted += [(rule + key, MAPPED) for rule in (RULES if arm == "looped_gate" else RULES[:2])]
+            for (what, lengths), line in zip(wanted, lines_of(panel, 2), strict=True):
+                assert np.allclose(line.get_xydata(), [(n, mean(what, arm, n)) for n in lengths])
+            assert len(lines_of(panel, 0.6)) == 2 * len(wanted)
+        assert "the gate, ended with probability 0.5" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def draw_arms(run: dict, title: str) -> plot.plt.Figure:
-    return plot.draw_arms({(title, arm): seeds for arm, seeds in plot.arms_of(run).items()}, [5, 8, 10], title)
+    return plot.draw_arms({(title, arm): seeds for arm, seeds in plot.arms_of(run).items()}, TESTED, title)
 
 
 def test_arms_have_a_dot_per_seed_open_if_it_is_not_trained():
-    for n, panel in zip((5, 8, 10), draw_arms(FULL, "a run").axes, strict=True):
+    for n, panel in zip(TESTED, draw_arms(FULL, "a run").axes, strict=True):
         dots = [(*line.get_xydata()[0].round(9), line.get_mfc() == "white") for line in panel.get_lines()]
-        told = [(cell["arm"], cell["seed"], not cell["trained"]) for cell in FULL["cells"]]
-        lanes = [(exact(arm, n, own(arm, n), (i,)), [*LOOPS].index(arm) + 0.44 * i - 0.22, no) for arm, i, no in told]
-        assert np.allclose(dots, lanes)
+        cells = [(cell["cell"], cell["seed"], not cell["trained"]) for cell in FULL["cells"]]
+        assert np.allclose(dots, [
+            (value("exact", arm, n, i), [*LOOPS].index(arm) + 0.44 * i - 0.22, no and arm != "oracle")
+            for arm, i, no in cells
+        ])  # fmt: skip
     assert [text.get_text() for text in panel.get_figure().axes[0].get_yticklabels()] == [*LOOPS]
 
 
-@pytest.mark.parametrize("draw", ["lengths", "loops", "states", "stopping", "arms"])
+@pytest.mark.parametrize("draw", ["lengths", "loops", "states", "stopping", "exits", "arms"])
 def test_words_lie_within_the_figure(draw):
     for run in (FULL, ALONE, results({"looped_n_rotary": [0]})):
         drawing = draw_arms if draw == "arms" else getattr(plot, f"draw_{draw}")
@@ -122,9 +172,12 @@ def test_all_is_written_and_printed_and_damaged_runs_are_skipped(tmp_path, capsy
         (tmp_path / f"run_{i}" / "all_results.json").write_text(json.dumps(run))
     done = launch(script=SCRIPT, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("skipped") == 3
-    figures = {f"{kind}_run_0.png" for kind in ("lengths", "loops", "states", "stopping")}
+    figures = {f"{kind}_run_0.png" for kind in ("lengths", "loops", "states", "stopping", "exits")}
     assert {path.name for path in tmp_path.glob("*.png")} == figures | {"lengths_run_1.png", "arms.png"}
-    numbers = ", ".join(f"{n}: {exact('looped_k2', n, 2):.3f}" for n in (5, 8, 10))
-    assert f"run_0 looped_k2: exact at {numbers}; trained in 1 of 2 seeds\n" in done.stdout
+    for arm, known in (("looped_k2", "trained in 1 of 2 seeds"), ("oracle", "a control")):
+        numbers = ", ".join(f"{n}: {mean('exact', arm, n):.3f}" for n in TESTED)
+        trained = f"lengths of training: {mean('trained', arm, 0):.3f}"
+        assert f"run_0, 5,000 updates: {arm}: exact at {trained}, {numbers}; {known}\n" in done.stdout
+    assert "run_1, 20,000 updates, falling rate: standard: " in done.stdout
     monkeypatch.setattr(plot.plt.Figure, "savefig", lambda *_, **__: os.open(tmp_path / "no" / "such", os.O_RDONLY))
     assert plot.main(["run_1"]) == 1 and "cannot be written" in capsys.readouterr().err

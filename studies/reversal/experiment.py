@@ -27,7 +27,8 @@ is asked for and in the layout of the sequence tell what stands in the way.
 import math
 import re
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import accumulate
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent.parent))  # harness.py is there, if not beside this script
@@ -42,18 +43,24 @@ import torch.nn.functional as F  # noqa: E402
 
 @dataclass(frozen=True)
 class Arm:
-    """What an arm is: every field is also a flag, which then holds for all arms."""
+    """What an arm is. Every field is also a flag, which then holds for all arms: see Config."""
 
-    layers: int = 1  # blocks with weights of their own
-    loops: str = "1"  # how often they are applied: a number, length (as many as tokens), or window:5:10 (the loss is
-    # the mean over the last 5 of 10 loops, and gradients end there)
-    inject: bool = False  # whether the input is added before every loop, which starts from 0
-    positions: str = "sinusoidal"  # sinusoidal, nope (none), rotary, random, ends, ends_shift or ends_random
-    layout: str = "inplace"  # inplace: the answer in place of the input; append: behind it, causal
-    train_pad: int = 0  # positions of padding at the end of every training sequence beyond the longest
-    test_pad: int = 0  # and at the end of every test sequence
-    gate: bool = False  # whether a learned gate weighs the answers after every loop
-    loss_on: str = "all"  # all positions, padding included, or content alone
+    layers: int = 1
+    loops: str = "1"
+    inject: bool = False
+    positions: str = "sinusoidal"
+    layout: str = "inplace"
+    train_pad: int = 0
+    test_pad: int = 0
+    gate: bool = False
+    aligned: bool = False
+    loss_on: str = "all"
+
+    @property
+    def numbers(self) -> tuple[int | None, int | None] | None:
+        """T and b of the loops window:T:b, None and K of K, None and None of length; None of anything else."""
+        found = re.fullmatch(r"length|(?:window:([1-9]\d*):)?([1-9]\d*)", self.loops)
+        return found and tuple(number and int(number) for number in found.groups())
 
 
 ARMS = {
@@ -68,9 +75,14 @@ ARMS = {
     "standard_ends_random": Arm(layers=2, positions="ends_random"),
     "looped_n_rotary": Arm(loops="length", inject=True, positions="rotary", train_pad=1, test_pad=1),
     "looped_n_nope": Arm(loops="length", inject=True, positions="nope", layout="append"),
+    "looped_aligned": Arm(loops="length", positions="rotary", train_pad=1, test_pad=1, aligned=True),
     "looped_gate": Arm(loops="6", positions="ends_shift", gate=True),
 }
 CONTROLS = ("oracle", "reference")  # not trained: a network that reverses by swaps of neighbours, and the identity
+POSITIONS = {  # by layout: with none only a causal mask tells tokens apart, and it hides the last token from the first
+    "inplace": ("sinusoidal", "rotary", "random", "ends", "ends_shift", "ends_random"),
+    "append": ("sinusoidal", "nope", "rotary"),
+}
 
 
 @dataclass(frozen=True)
@@ -79,14 +91,15 @@ class Config:
 
     arms: tuple[str, ...] = (*ARMS, *CONTROLS)  # what is trained and compared; see ARMS
     layers: int | None = None  # of every arm, in place of its own: blocks with weights of their own
-    loops: str | None = None  # a number, length, or window:5:10
-    inject: bool | None = None  # whether the input is added before every loop
+    loops: str | None = None  # how often: a number, length (as many as tokens), or window:5:10 (the last 5 of 10 count)
+    inject: bool | None = None  # whether the input is added before every loop, which starts from 0
     positions: str | None = None  # sinusoidal, nope (none), rotary, random, ends, ends_shift or ends_random
-    layout: str | None = None  # inplace or append
+    layout: str | None = None  # inplace: the answer in place of the input; append: behind it, causal
     train_pad: int | None = None  # padding at the end of every training sequence beyond the longest
-    test_pad: int | None = None  # padding at the end of every test sequence
+    test_pad: int | None = None  # padding at the end of test sequences beyond the lengths of training
     gate: bool | None = None  # whether a learned gate weighs the answers after every loop
-    loss_on: str | None = None  # all or content
+    aligned: bool | None = None  # whether loop t is taught round t of swaps, and told the parities of loop and index
+    loss_on: str | None = None  # all slots of the answer, padding included, or content alone
     vocab_size: int = 100  # tokens; 0 is padding
     min_len: int = 3  # shortest sequence in training
     max_len: int = 10  # longest sequence in training
@@ -132,40 +145,40 @@ class Config:
 
     def arm(self, name: str) -> Arm:
         """An arm with the flags that are given."""
-        given = {field.name: getattr(self, field.name) for field in fields(Arm)}
-        return replace(ARMS[name], **{key: value for key, value in given.items() if value is not None})
+        return replace(ARMS[name], **{f.name: x for f in fields(Arm) if (x := getattr(self, f.name)) is not None})
 
     def check(self, arm: Arm) -> None:
         def check(flag: str, ok: bool, allowed: str) -> None:  # the flag may not be given: the arm's own value counts
-            require(self if getattr(self, flag, None) is not None else arm, flag, ok, allowed)
+            require(self if getattr(self, flag) is not None else arm, flag, ok, allowed)
 
-        kinds = ("sinusoidal", "nope", "rotary", "random", "ends", "ends_shift", "ends_random")
-        check("positions", arm.positions in kinds, " or ".join(kinds))
-        check("layout", arm.layout in ("inplace", "append"), "inplace or append")
+        check("layout", arm.layout in POSITIONS, " or ".join(POSITIONS))
+        kinds = POSITIONS[arm.layout]
+        check("positions", arm.positions in kinds, f"{' or '.join(kinds)} with --layout {arm.layout}")
         check("loss_on", arm.loss_on in ("all", "content"), "all or content")
         check("layers", arm.layers >= 1, "at least 1")
         for flag in ("train_pad", "test_pad"):
             check(flag, getattr(arm, flag) >= 0, "at least 0")
-        kind, *numbers = arm.loops.split(":")
-        whole = [int(x) for x in numbers or [kind] if re.fullmatch(r"[1-9]\d*", x)]
-        number, window = bool(whole) and not numbers, kind == "window" and len(whole) == len(numbers) == 2
-        form = number or arm.loops == "length" or window and whole[0] <= whole[1]
+        window, most = arm.numbers or (None, None)
+        form = arm.loops == "length" or most is not None and (window or 1) <= most
         check("loops", form, "a number of at least 1, length, or window:T:b with 1 <= T <= b")
-        cut = window and whole[0] < whole[1] and not arm.inject
-        check("loops", not cut, "a window of all its loops unless --inject: else no gradient reaches the embedding")
-        check("gate", not arm.gate or number and whole[0] > 1, "off unless --loops is at least 2")
-        seen = "one that tells where a token is, unless --layout append, whose causal mask does"
-        check("positions", arm.positions != "nope" or arm.layout == "append", seen)
-        behind = "sinusoidal or nope or rotary with --layout append"
-        check("positions", arm.layout == "inplace" or arm.positions in ("sinusoidal", "nope", "rotary"), behind)
+        whole = window in (None, most) or arm.inject
+        check("loops", whole, "a window of all its loops unless --inject: else no gradient reaches the embedding")
+        check("gate", not arm.gate or window is None and (most or 0) > 1, "off unless --loops is at least 2")
+        rounds = arm.loops == "length" and arm.layout == "inplace"
+        check("aligned", not arm.aligned or rounds, "off unless --loops length --layout inplace")
         if arm.positions in ("random", "ends_shift", "ends_random"):
-            longest = max(self.max_len + arm.train_pad, max(self.lengths) + arm.test_pad)
+            longest = max(self.max_len + arm.train_pad, max(self.lengths) + max(arm.test_pad, 1))
             require(self, "position_range", self.position_range >= longest, f"at least {longest}, the longest sequence")
 
     @property
     def lengths(self) -> range:
         """Every length that is tested."""
         return range(self.min_len, max(*self.test_lengths, self.max_len) + 1)
+
+    @property
+    def mapped(self) -> list[int]:
+        """Those that are tested in two frames and after every number of loops."""
+        return [n for n in self.lengths if n <= self.max_len + 2 or n % 5 == 0 or n in self.test_lengths]
 
 
 # ==== Sequences =======================================================================================================
@@ -183,24 +196,33 @@ def reverse(tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return tokens.gather(1, torch.where(at < lengths[:, None], lengths[:, None] - 1 - at, at))
 
 
-def lay_out(tokens: torch.Tensor, lengths: torch.Tensor, layout: str, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model reads and what it should answer, [n, T] each, 0 where nothing is asked for.
+def swap(tokens: torch.Tensor, loop: int) -> torch.Tensor:
+    """Round `loop` of an odd-even transposition network, [n, size] -> [n, size]: the neighbours 0 and 1, 2 and 3, ..
+    (even) or 1 and 2, 3 and 4, .. (odd) change places, whatever they are. n rounds reverse n tokens."""
+    at, lengths = torch.arange(tokens.shape[1], device=tokens.device), (tokens > 0).sum(1, keepdim=True)
+    other = at + torch.where(at % 2 == loop % 2, 1, -1)
+    return tokens.gather(1, torch.where((other >= 0) & (torch.maximum(at, other) < lengths), other, at))
 
-    inplace: the sequence, and its reversal. append: the sequence, the token `vocab`, then empty slots, and the reversal
-    in these.
+
+def lay_out(tokens: torch.Tensor, lengths: torch.Tensor, layout: str, vocab: int) -> tuple[torch.Tensor, ...]:
+    """What the model reads, what it should answer, 0 where nothing is asked for, and the number of the slot of the
+    answer at every position, below 0 where there is none: [n, T] each.
+
+    inplace: the sequence, and its reversal. append: the sequence, the token `vocab`, then slots for the reversal and at
+    least one more, which stays empty (Fan et al. 2024, "Looped Transformers for Length Generalization").
     """
-    if layout == "inplace":
-        return tokens, reverse(tokens, lengths)
     n, size = tokens.shape
-    shown = F.pad(tokens, (0, size + 1)).scatter(1, lengths[:, None], vocab)
-    slots = torch.arange(2 * size + 1) - lengths[:, None] - 1  # number of the slot at every position
+    if layout == "inplace":
+        return tokens, reverse(tokens, lengths), torch.arange(size).expand(n, -1)
+    shown = F.pad(tokens, (0, size + 2)).scatter(1, lengths[:, None], vocab)
+    slots = torch.arange(2 * size + 2) - lengths[:, None] - 1
     answer = reverse(tokens, lengths).gather(1, slots.clamp(0, size - 1))
-    return shown, torch.where((slots >= 0) & (slots < lengths[:, None]), answer, 0)
+    return shown, torch.where((slots >= 0) & (slots < lengths[:, None]), answer, 0), slots
 
 
 def coordinates(kind: str, size: int, lengths: torch.Tensor, limit: int, generator: torch.Generator) -> torch.Tensor:
     """Where every token is, [n, size, 2] float32: counted from the start, and from the end of the content, going on
-    below behind it.
+    below 0 behind it.
 
     random: a sorted random subset of 0 .. limit - 1, drawn for every sequence, in place of 0, 1, .. (Ruoss et al. 2023,
     "Randomized Positional Encodings Boost Length Generalization of Transformers"). ends_shift: one random offset for
@@ -212,14 +234,9 @@ def coordinates(kind: str, size: int, lengths: torch.Tensor, limit: int, generat
         places = torch.rand(n, limit, generator=generator).argsort(1)[:, :size].sort(1).values
     if kind == "ends_shift":
         places = places + torch.randint(limit - size + 1, (n, 1), generator=generator)
-    if kind == "ends_shift":
-        from_end = lengths[:, None] - 1 - at + places[:, :1]
-    else:  # behind the content the count goes on below 0
-        back = lengths[:, None] - 1 - at
-        from_end = torch.where(
-            back >= 0, places.gather(1, back.clamp(min=0)), -1 - places.gather(1, (-1 - back).clamp(min=0))
-        )
-    return torch.stack([places, from_end], 2).float()
+    back = lengths[:, None] - 1 - at
+    from_end = places.gather(1, torch.where(back >= 0, back, -1 - back))
+    return torch.stack([places, torch.where(back >= 0, from_end, -1 - from_end)], 2).float()
 
 
 # ==== Model ===========================================================================================================
@@ -279,16 +296,16 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(Block(config, arm) for _ in range(arm.layers))
         self.answer = nn.Linear(d, config.vocab_size)
         self.gate = nn.Linear(d, 1) if arm.gate else None
-        nn.init.normal_(self.tokens.weight, std=d**-0.5)
+        self.parities = nn.Embedding(4, d) if arm.aligned else None  # of index and loop
         for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=d**-0.5)
             if isinstance(module, nn.Linear):
                 std = module.in_features**-0.5 / 0.87962566103423978  # that of the cut distribution is in_features^-0.5
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
                 nn.init.zeros_(module.bias)
 
-    def forward(
-        self, tokens: torch.Tensor, coordinates: torch.Tensor, loops: int, start: int = 0
-    ) -> list[torch.Tensor]:
+    def forward(self, tokens, coordinates, loops: int, start: int = 0) -> list[torch.Tensor]:
         """States [B, T, d] after the loops start + 1, .. loops; gradients end before these."""
         x = self.tokens(tokens)
         if self.positions.startswith("ends"):
@@ -301,6 +318,9 @@ class Model(nn.Module):
             if loop and loop == start:
                 state = state.detach()
             state = state + x if self.inject else state
+            if self.parities is not None:
+                index = torch.arange(x.shape[1], device=x.device)
+                state = state + self.parities(2 * (index % 2) + loop % 2)
             for block in self.blocks:
                 state = block(state, coordinates[..., 0])
             states += [state] if loop >= start else []
@@ -314,45 +334,44 @@ class Model(nn.Module):
 
 
 class Control(nn.Module):
-    """What is not learned, through the same evaluation: tokens -> one-hot answers after every loop.
-
-    oracle: round t of an odd-even transposition network swaps the neighbours 0 and 1, 2 and 3, .. (even t) or 1 and 2,
-    3 and 4, .. (odd t), whatever they are: n rounds reverse n tokens. reference: the sequence as it is.
-    """
+    """What is not learned, called like a Model. Its states are answers, one-hot after every loop: of the oracle after a
+    round of swaps, of the reference the sequence as it is."""
 
     def __init__(self, config: Config, kind: str):
         super().__init__()
         self.kind, self.vocab = kind, config.vocab_size
-        self.scale = nn.Parameter(torch.ones(()))  # something to train
+        self.nothing = nn.Parameter(torch.zeros(()))  # an optimizer needs one
 
-    def rounds(self, tokens: torch.Tensor, lengths: torch.Tensor, loops: int) -> list[torch.Tensor]:
-        answers, at = [], torch.arange(tokens.shape[1], device=tokens.device)
+    def forward(self, tokens, coordinates, loops: int, start: int = 0) -> list[torch.Tensor]:
+        words, states = torch.arange(self.vocab, device=tokens.device), []
         for loop in range(loops):
-            other = at + torch.where(at % 2 == loop % 2, 1, -1)
-            inside = (other >= 0) & (other < lengths[:, None])
-            if self.kind == "oracle":
-                tokens = tokens.gather(1, torch.where(inside & (at < lengths[:, None]), other, at))
-            answers.append(self.scale * 10 * F.one_hot(tokens, self.vocab).float())
-        return answers
+            tokens = swap(tokens, loop) if self.kind == "oracle" else tokens
+            states.append(10.0 * (tokens[..., None] == words) + 0 * self.nothing)
+        return states[start:]
+
+    def answer(self, state: torch.Tensor) -> torch.Tensor:
+        return state
 
 
 # ==== Evaluation ======================================================================================================
 
-MOST_LOOPS = 20  # of looped arms in the map of lengths and loops, and as many as tokens
+EXITS = (0.1, 0.3, 0.5, 0.7, 0.9)  # a sequence leaves once the gate has ended with such a probability
 
 
-def score(logits: torch.Tensor, targets: torch.Tensor, content: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of every sequence: whether all content is right, and all positions; the share of content that is right; and the
-    mean of -log of the greatest probability over the content. logits [B, T, V], targets, content [B, T] -> [B]."""
-    right = logits.argmax(-1) == targets
-    doubt = -logits.float().log_softmax(-1).amax(-1)
-    n = content.sum(1)
-    return {
-        "exact": (right | ~content).all(1).double(),
-        "exact_all": right.all(1).double(),
-        "token": (right & content).sum(1) / n.double(),
-        "doubt": (doubt * content).sum(1) / n.double(),
-    }
+def score(logits, targets, content, slots) -> dict[str, torch.Tensor]:
+    """Of every sequence, all of L tokens, by logits [B, T, V] and targets, content, slots [B, T]: whether the content
+    is right, and every slot of the answer [B]; the share of tokens that are right [B], and which [B, L]; the mean of
+    -log of the greatest probability over the content [B]."""
+    hits = logits.argmax(-1) == targets
+    right = hits[content].view(len(hits), -1).float()
+    doubt = -logits[content].float().log_softmax(-1).amax(-1).view(len(hits), -1)
+    found = {"exact": right.amin(1), "exact_all": (hits | ~slots).all(1).float()}
+    return found | {"token": right.mean(1), "profile": right, "doubt": doubt.mean(1)}
+
+
+def short(x: float | list, form: str = ".4f"):
+    """A number, or nested lists of them, with fewer digits."""
+    return [short(inner, form) for inner in x] if isinstance(x, list) else float(f"{x:{form}}")
 
 
 # ==== Training ========================================================================================================
@@ -368,11 +387,14 @@ class ReversalTrajectory(Trajectory):
     def arm(self) -> Arm:
         return self.config.arm(self.arm_name) if self.arm_name in ARMS else Arm(loops="length")
 
+    def asked(self, length: int) -> int:
+        """After how many loops the arm is asked for its answer: as many as in training, or as tokens."""
+        return self.arm.numbers[1] or length
+
     @property
     def trained_loops(self) -> int:
         """How many loops training makes of a sequence of the greatest length."""
-        kind, *numbers = self.arm.loops.split(":")
-        return self.config.max_len if kind == "length" else int((numbers or [kind])[-1])
+        return self.asked(self.config.max_len)
 
     # ---- Learning rate, loss and update ------------------------------------------------------------------------------
 
@@ -380,35 +402,32 @@ class ReversalTrajectory(Trajectory):
         decay = (1 + math.cos(math.pi * update / updates)) / 2 if self.config.schedule == "cosine" else 1
         return self.config.learning_rate * decay
 
-    def loss(self, model: nn.Module, tokens, targets, content, coordinates, lengths) -> tuple[torch.Tensor, dict]:
+    def loss(self, model, tokens, targets, content, slots, coordinates, lengths) -> tuple[torch.Tensor, dict]:
         """Cross-entropy in nats of the answer: after the last loop, or after as many loops as tokens; over a window its
-        mean; with a gate the mean by its exit probabilities, less what rewards their entropy."""
-        if isinstance(model, Control):
-            loss = 0 * model.scale
-            return loss, {"loss": loss}
-        kind, *numbers = self.arm.loops.split(":")
-        start = self.trained_loops - int(numbers[0]) if kind == "window" else 0
-        states = model(tokens, coordinates, self.trained_loops, start)
-        weights = (torch.ones_like(content) if self.arm.loss_on == "all" else content).float()
+        mean; with a gate the mean by its exit probabilities, less what rewards their entropy; aligned the mean over all
+        loops, the answer of each being its round of swaps."""
+        window, most = self.arm.numbers
+        loops = self.trained_loops
+        states = model(tokens, coordinates, loops, loops - window if window else 0)
+        weights = (slots if self.arm.loss_on == "all" else content).float()
 
-        def losses(state):  # of every sequence
+        def losses(state: torch.Tensor, targets: torch.Tensor = targets) -> torch.Tensor:  # of every sequence
             own = F.cross_entropy(model.answer(state).transpose(1, 2), targets, reduction="none") * weights
             return own.sum(1) * len(own) / weights.sum()
 
-        if kind == "window":
-            loss = torch.stack([losses(state).mean() for state in states]).mean()
-        elif kind == "length":
-            own = torch.stack(states, 1).gather(
-                1, (lengths - 1)[:, None, None, None].expand(-1, 1, *states[0].shape[1:])
-            )
-            loss = losses(own[:, 0]).mean()
+        if self.arm.aligned:
+            _, *rounds = accumulate(range(loops), swap, initial=tokens)
+            loss = torch.stack([losses(*pair) for pair in zip(states, rounds, strict=True)]).mean()
+        elif window:
+            loss = torch.stack([losses(state) for state in states]).mean()
         elif self.arm.gate:
             exits = model.exits(states)
             entropy = -torch.special.xlogy(exits, exits.clamp(min=1e-9)).sum(1)
             loss = (exits * torch.stack([losses(state) for state in states], 1)).sum(1)
             loss = (loss - self.config.gate_entropy * entropy).mean()
         else:
-            loss = losses(states[-1]).mean()
+            every = torch.arange(len(lengths), device=lengths.device)
+            loss = losses(states[-1] if most else torch.stack(states)[lengths - 1, every]).mean()
         return loss, {"loss": loss}
 
     def optimizer(self, params: dict[str, torch.Tensor], lr: float) -> torch.optim.Optimizer:
@@ -420,15 +439,15 @@ class ReversalTrajectory(Trajectory):
         return Control(self.config, self.arm_name) if self.arm_name in CONTROLS else Model(self.config, self.arm)
 
     def sequences(self, lengths: torch.Tensor, size: int, pad: int, generator: torch.Generator) -> dict:
-        """Sequences of these lengths, at most size, padded: tokens, targets, content [n, T], coordinates [n, T, 2],
-        lengths [n]. What they are does not depend on the arm."""
-        c, layout, n = self.config, self.arm.layout, len(lengths)
-        shown = F.pad(sample_tokens(n, lengths, size, c.vocab_size, generator), (0, pad))
-        tokens, targets = lay_out(shown, lengths, layout, c.vocab_size)
-        where = coordinates(self.arm.positions, tokens.shape[1], lengths, c.position_range, generator)
-        at = torch.arange(tokens.shape[1]) - (lengths[:, None] + 1 if layout == "append" else 0)
-        content = (at >= 0) & (at < lengths[:, None])
-        return {"tokens": tokens, "targets": targets, "content": content, "coordinates": where, "lengths": lengths}
+        """Sequences of these lengths, at most size, padded: tokens, targets, content, slots [n, T], coordinates
+        [n, T, 2], lengths [n]. What they are depends neither on the arm nor on the padding."""
+        c, arm = self.config, self.arm
+        shown = F.pad(sample_tokens(len(lengths), lengths, size, c.vocab_size, generator), (0, pad))
+        tokens, targets, number = lay_out(shown, lengths, arm.layout, c.vocab_size)
+        batch = {"tokens": tokens, "targets": targets, "slots": number >= 0, "lengths": lengths}
+        batch["content"] = (number >= 0) & (number < lengths[:, None])
+        batch["coordinates"] = coordinates(arm.positions, tokens.shape[1], lengths, c.position_range, generator)
+        return batch
 
     def batches(self, first: int, n: int, device: torch.device) -> dict[str, torch.Tensor]:
         """Fresh sequences of random lengths; arms that share a seed see the same ones."""
@@ -441,108 +460,115 @@ class ReversalTrajectory(Trajectory):
 
     def loops_at(self, length: int) -> int:
         """How many loops are looked at for this length."""
-        if self.arm.loops == "1":
-            return 1
-        own = max(self.trained_loops, *self.config.inference_iterations_list)
-        return max(own, length + 5) if self.arm.loops == "length" else max(own, MOST_LOOPS)
+        most = max(20, length + 5, self.trained_loops, *self.config.inference_iterations_list)
+        return 1 if self.arm.loops == "1" else most
 
-    def observe(self, model: nn.Module, update: int) -> dict[str, torch.Tensor]:
-        """After the last update scores of test sequences of every length, after every loop: {"length/score":
-        [loops, n_test]}, and for the gate its exit probabilities [loops, n_test]. Before it, those of max_len alone."""
-        device, found = next(model.parameters()).device, {}
-        for length in self.config.lengths if update == self.updates else [self.config.max_len]:
-            generator = stream(self.seed, "test sequences", length)
-            lengths = torch.full((self.config.n_test,), length)
-            batch = self.sequences(lengths, length, self.arm.test_pad, generator)
-            batch = {key: values.to(device) for key, values in batch.items()}
-            loops, before, rows = self.loops_at(length), None, []
-            if isinstance(model, Control):
-                states = model.rounds(batch["tokens"], batch["lengths"], loops)
-            else:
-                states = model(batch["tokens"], batch["coordinates"], loops)
-            for state in states:
-                logits = state if isinstance(model, Control) else model.answer(state)
-                numbers = score(logits, batch["targets"], batch["content"])
-                moved = torch.zeros(()) if before is None else (state - before).flatten(1).norm(dim=1)
-                numbers["change"] = (moved / state.flatten(1).norm(dim=1)).double()
-                before = state
-                rows.append(numbers)
-            found |= {f"{length}/{key}": torch.stack([row[key] for row in rows]).cpu() for key in rows[0]}
-            if self.arm.gate:
-                found[f"{length}/exits"] = model.exits(states[: self.trained_loops]).T.double().cpu()
-            last = states[self.asked(length) - 1]
-            last = last if isinstance(model, Control) else model.answer(last)
-            right = (last.argmax(-1) == batch["targets"])[batch["content"]].view(-1, length)
-            found[f"{length}/profile"] = right.double().mean(0).cpu()
+    def pads(self, length: int) -> tuple[int, int]:
+        """Padding at the end of test sequences, in two frames: the arm's own, which is that of training up to max_len,
+        and the other one, without padding where the own one has some."""
+        room = self.config.max_len + self.arm.train_pad - length
+        own = room if length <= self.config.max_len else self.arm.test_pad
+        return own, 0 if own else max(1, room)
+
+    def scores(self, model: nn.Module, length: int, pad: int, loops: int, start: int) -> dict[str, torch.Tensor]:
+        """Scores of test sequences after each of the loops start + 1, .. loops [n_test, loops - start, ..], relative
+        changes of the state, and if all loops are there for the gate its exit probabilities [n_test, loops]."""
+        generator = stream(self.seed, "test sequences", length)
+        batch = self.sequences(torch.full((self.config.n_test,), length), length, pad, generator)
+        batch = {key: values.to(next(model.parameters()).device) for key, values in batch.items()}
+        states = model(batch["tokens"], batch["coordinates"], loops, start)
+        told = (batch["targets"], batch["content"], batch["slots"])
+        rows = [score(model.answer(state), *told) for state in states]
+        for row, before, state in zip(rows, [states[0], *states], states, strict=False):
+            row["change"] = (state - before).flatten(1).norm(dim=1) / state.flatten(1).norm(dim=1)
+        found = {key: torch.stack([row[key] for row in rows], 1).cpu().double() for key in rows[0]}
+        if self.arm.gate and start == 0:
+            found["exits"] = model.exits(states[: self.trained_loops]).cpu().double()
         return found
 
-    def asked(self, length: int) -> int:
-        """After how many loops the arm is asked for its answer: as many as in training, or as tokens."""
-        return length if self.arm.loops == "length" else self.trained_loops
+    def observe(self, model: nn.Module, update: int) -> dict[str, torch.Tensor]:
+        """Scores of test sequences in the arm's own frame after its own number of loops, "length/score" [n_test, ..],
+        for the lengths of training, after the last update for all. Then for the mapped lengths also those in the other
+        frame, "length/other_score", and those after every loop, "length/score_by_loop" [n_test, loops]."""
+        c, found, last = self.config, {}, update == self.updates
+        for length in c.lengths if last else range(c.min_len, c.max_len + 1):
+            (own, other), asked, mapped = self.pads(length), self.asked(length), last and length in c.mapped
+            loops, start = (self.loops_at(length), 0) if mapped else (asked, asked - 1)
+            scores = self.scores(model, length, own, loops, start)
+            found |= {f"{length}/{key}": scores[key][:, asked - 1 - start] for key in scores if key != "exits"}
+            if mapped:
+                found |= {f"{length}/{key}_by_loop": values for key, values in scores.items() if key != "profile"}
+                scores = self.scores(model, length, other, asked, asked - 1)
+                found |= {f"{length}/other_{key}": scores[key][:, 0] for key in ("exact", "token")}
+        return found
 
     def measure(self, observed: dict, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
-        """Means over test sequences; at the end for every length, and by loops."""
-        numbers = {"loss": math.fsum(recent["loss"]) / len(recent["loss"]) if recent else None}
-        L = self.config.max_len
+        """Means over test sequences: of the lengths of training; at the end of every length, in columns."""
+
+        def mean(key: str, lengths, form: str = ".4f") -> list:
+            return short([observed[f"{length}/{key}"].mean(0).tolist() for length in lengths], form)
+
+        c, numbers = self.config, {"loss": math.fsum(recent["loss"]) / len(recent["loss"]) if recent else None}
         for key in ("exact", "exact_all", "token"):
-            numbers[f"trained_{key}"] = observed[f"{L}/{key}"][self.asked(L) - 1].mean().item()
+            trained = [observed[f"{length}/{key}"] for length in range(c.min_len, c.max_len + 1)]
+            numbers[f"trained_{key}"] = torch.stack(trained).mean().item()
         if update < self.updates:
             return numbers
-        by_length = {}
-        for length in self.config.lengths:
-            own = {key: observed[f"{length}/{key}"] for key in ("exact", "exact_all", "token", "doubt", "change")}
-            told = {key: [float(f"{x:.6g}") for x in values.mean(1).tolist()] for key, values in own.items()}
-            told["profile"] = [float(f"{x:.6g}") for x in observed[f"{length}/profile"].tolist()]
-            told["stopping"] = self.stopping(own, observed.get(f"{length}/exits"), length)
-            by_length[str(length)] = told
-        return numbers | {"by_length": by_length}
+        told = {"lengths": [*c.lengths]} | {key: mean(key, c.lengths) for key in ("exact", "exact_all", "token")}
+        told |= {"mapped": c.mapped} | {key: mean(key, c.mapped) for key in ("other_exact", "other_token")}
+        told["profile"] = mean("profile", c.test_lengths)
+        if self.arm.loops != "1":
+            told |= {"exact_by_loop": mean("exact_by_loop", c.mapped), "stopping": self.stopping(observed)}
+        if self.arm.loops != "1" and self.arm_name in ARMS:
+            keys = ("token_by_loop", "doubt_by_loop", "change_by_loop")
+            told |= {key: mean(key, c.test_lengths, ".3g") for key in keys}
+        return numbers | {"by_length": told}
 
-    def stopping(self, own: dict[str, torch.Tensor], exits: torch.Tensor | None, length: int) -> dict:
-        """Exact accuracy and mean number of loops by three rules on the same weights: as many loops as tokens (oracle),
-        the loop of least doubt (Fan et al. 2024, "Looped Transformers for Length Generalization"), the gate."""
-        exact, rules = own["exact"], {}
-        rules["oracle"] = torch.full((exact.shape[1],), min(length, len(exact)) - 1)
-        if self.arm_name in ARMS:  # controls are sure of everything
-            rules["confidence"] = own["doubt"].argmin(0)
-        if exits is not None:
-            rules["gate"] = (exits.cumsum(0) >= 0.5).int().argmax(0)
-        return {
-            name: {"exact": exact.gather(0, at[None])[0].mean().item(), "loops": at.double().mean().item() + 1}
-            for name, at in rules.items()
-        }
+    def stopping(self, observed: dict[str, torch.Tensor]) -> dict[str, dict[str, list]]:
+        """Exact accuracy and mean number of loops at the mapped lengths by rules on the same weights: as many loops as
+        tokens (oracle), the loop of least doubt (Fan et al. 2024), the gate."""
+        columns = {}
+        for length in self.config.mapped:
+            exact, doubt = observed[f"{length}/exact_by_loop"], observed[f"{length}/doubt_by_loop"]
+            rules = {"oracle": torch.full((len(exact),), length - 1)}
+            if self.arm_name in ARMS:  # controls are sure of everything
+                rules["confidence"] = doubt.argmin(1)
+            for q in EXITS if self.arm.gate else ():
+                rules[f"gate_{q}"] = (observed[f"{length}/exits_by_loop"].cumsum(1) >= q).int().argmax(1)
+            for rule, at in rules.items():
+                column = columns.setdefault(rule, {"exact": [], "loops": []})
+                column["exact"].append(short(exact.gather(1, at[:, None]).mean().item()))
+                column["loops"].append(short(at.double().mean().item() + 1))
+        return columns
 
     # ---- What is reported --------------------------------------------------------------------------------------------
 
     def cell(self, points: list[dict]) -> dict:
         """Accuracies at the arm's own number of loops by length, and with those of inference_iterations_list. An arm is
-        trained if it is right on at least 0.9 of the sequences of the greatest length in training."""
-        last = points[-1]
-        by_length, L = last.get("by_length", {}), self.config.max_len
-        numbers = {
-            "arm": self.arm_name,
-            "trained_exact": last["trained_exact"],
-            "trained": int(last["trained_exact"] >= 0.9),
-        }
-        for length in self.config.test_lengths:
-            told = by_length.get(str(length), {})
-            for key in ("exact", "exact_all", "token"):
-                numbers[f"{key}_L{length}"] = told[key][self.asked(length) - 1] if told else None
-            for loops in self.config.inference_iterations_list if self.arm.loops != "1" else ():
-                numbers[f"exact_L{length}_K{loops}"] = told["exact"][loops - 1] if told else None
-        reached = [
-            int(length) for length, told in by_length.items() if told["exact"][self.asked(int(length)) - 1] >= 0.9
-        ]
-        numbers["longest"] = max(reached, default=None)
-        numbers["loss"] = last["loss"]
-        return numbers | {"parameters": sum(p.numel() for p in self.model().parameters()), "max_len": L}
+        trained if it is right on at least 0.9 of the sequences of its training, and gets as far as the last length
+        before the first with less."""
+        last, c = points[-1], self.config
+        numbers = {key: last[key] for key in ("trained_exact", "trained_exact_all", "trained_token", "loss")}
+        numbers["trained"] = int(last["trained_exact"] >= 0.9)
+        told = last.get("by_length")  # at the end alone
+        for length in c.test_lengths:
+            for key in ("exact", "token"):
+                numbers[f"{key}_L{length}"] = told and told[key][length - c.min_len]
+            for loops in c.inference_iterations_list if self.arm.loops != "1" else ():
+                by_loop = told and told["exact_by_loop"][c.mapped.index(length)]
+                numbers[f"exact_L{length}_K{loops}"] = by_loop and by_loop[loops - 1]
+        right = [x >= 0.9 for x in told["exact"]] if told else []
+        reached = [*right, False].index(False)
+        return numbers | {"longest": c.min_len + reached - 1 if reached else None}
 
     def extras(self, points: list[dict]) -> dict:
-        told = {field.name: getattr(self.arm, field.name) for field in fields(Arm)}
-        return {"arm": self.arm_name, "trained_loops": self.trained_loops} | told
+        parameters = sum(p.numel() for p in self.model().parameters())
+        told = {"arm": self.arm_name, "trained_loops": self.trained_loops, "parameters": parameters}
+        return told | asdict(self.arm)
 
 
 def plan(config: Config) -> list[ReversalTrajectory]:
-    """One trajectory per (arm, seed), measured ten times on the greatest length in training, and at the end on all."""
+    """One trajectory per (arm, seed), measured ten times on the lengths of training, and at the end on all."""
     return [
         ReversalTrajectory(
             config=config,
@@ -566,8 +592,11 @@ def headlines(config: Config) -> tuple[str, ...]:
 
 
 # What the headline numbers are measured with: all_results.json records a hash of the source of exactly these.
-YARDSTICK = (sample_tokens, reverse, lay_out, Control, score, ReversalTrajectory.observe, ReversalTrajectory.asked)
-YARDSTICK += (ReversalTrajectory.measure, ReversalTrajectory.stopping, ReversalTrajectory.cell)
+YARDSTICK = (sample_tokens, reverse, swap, lay_out, Control, score, short)
+YARDSTICK += tuple(
+    getattr(ReversalTrajectory, name)
+    for name in "asked sequences loops_at pads scores observe measure stopping cell".split()
+)
 
 # ==== Main ============================================================================================================
 

@@ -8,15 +8,15 @@ Every figure goes into that folder, and is the same in every environment:
     arms.png              how far every arm of the runs in `labels`, else of all runs, gets: a dot per seed
     lengths_<run>.png     accuracy over every length; lengths that were trained on are shaded
     loops_<run>.png       accuracy by length and number of loops, for arms that loop
-    states_<run>.png      how the state moves from loop to loop, and what it answers
+    states_<run>.png      what is answered from loop to loop, how surely, and how the state moves
     stopping_<run>.png    when to stop: as many loops as tokens, the least doubt, a learned gate
+    exits_<run>.png       after how many loops these rules stop
 The numbers of arms.png are printed as well. Exit status: 1 if nothing could be drawn or a figure not be written, 2 if
 DIR is no folder.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -47,12 +47,24 @@ plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign 
 labels = {}
 
 # Colors of Okabe & Ito; lines and markers tell apart without color.
+SCORES = {
+    "exact": ("whole sequences right", {"color": "#0072B2", "ls": "-"}),
+    "token": ("tokens right", {"color": "#E69F00", "ls": "--"}),
+    "other_exact": (
+        "whole sequences right, padding the other way round",
+        {"color": "#D55E00", "ls": "", "marker": "x"},
+    ),
+}
 RULES = {
-    "oracle": ("as many loops as tokens", "#000000", ":"),
-    "confidence": ("the loop of least doubt", "#E69F00", "--"),
-    "gate": ("the learned gate", "#0072B2", "-"),
+    "oracle": ("as many loops as tokens", {"color": "#000000", "ls": ":"}),
+    "confidence": ("the loop of least doubt", {"color": "#E69F00", "ls": "--"}),
+    "gate_0.1": ("the gate, ended with probability 0.1", {"color": "#CC79A7", "ls": "-."}),
+    "gate_0.5": ("the gate, ended with probability 0.5", {"color": "#0072B2", "ls": "-"}),
+    "gate_0.9": ("the gate, ended with probability 0.9", {"color": "#009E73", "ls": (0, (5, 1, 1, 1, 1, 1))}),
 }
 SHOWN = ("#0072B2", "-"), ("#E69F00", "--"), ("#D55E00", ":"), ("#009E73", "-.")
+STATES = {"token": "tokens right", "doubt": "confidence", "change": "relative change\nof the state"}
+CONTROLS = ("oracle", "reference")  # which need no training
 
 
 # ==== Reading =========================================================================================================
@@ -86,51 +98,28 @@ def read_run(path: Path) -> dict | None:
 
 
 def arms_of(results: dict) -> dict[str, list[dict]]:
-    """All seeds of every arm: the numbers of a cell with its `settings` and the scores `by_length`, {length: ..}."""
+    """All seeds of every arm: the numbers of a cell with the `settings` and, in columns, the scores `by_length`."""
     models = {(t["arm"], t["seed"]): t for t in results["trajectories"]}
     found = {}
     for cell in results["cells"]:
-        settings = models[cell["arm"], cell["seed"]]
-        by_length = {int(length): told for length, told in settings["curves"]["by_length"][-1].items()}
-        found.setdefault(cell["arm"], []).append(cell | {"settings": settings, "by_length": by_length})
+        settings = models[cell["cell"], cell["seed"]]
+        told = {"settings": settings, "by_length": settings["curves"]["by_length"][-1]}
+        told["trained"] = cell["trained"] or cell["cell"] in CONTROLS
+        found.setdefault(cell["cell"], []).append(cell | told)
     return found
 
 
-def looping(results: dict) -> dict[str, list[dict]]:
-    """The arms that were tested with more than one loop."""
-    loops = {
-        arm: {len(told["exact"]) for told in own[0]["by_length"].values()} for arm, own in arms_of(results).items()
-    }
-    return {arm: seeds for arm, seeds in arms_of(results).items() if max(loops[arm]) > 1}
+def looping(results: dict, but: tuple[str, ...] = CONTROLS) -> dict[str, list[dict]]:
+    """The arms with more than one loop, but these."""
+    arms = arms_of(results)
+    return {arm: arms[arm] for arm in arms if arms[arm][0]["settings"]["loops"] != "1" and arm not in but}
 
 
-def asked(seed: dict, length: int) -> int:
-    """After how many loops the arm is asked for its answer."""
-    return length if seed["settings"]["loops"] == "length" else seed["settings"]["trained_loops"]
-
-
-def at_length(seeds: list[dict], key: str) -> np.ndarray:
-    """Scores at the arm's own number of loops: [seeds, lengths]."""
-    return np.array([[told[key][asked(seed, n) - 1] for n, told in seed["by_length"].items()] for seed in seeds])
-
-
-def is_trained(seeds: list[dict]) -> bool:
-    """Also what needs no training."""
-    return seeds[0]["arm"] in ("oracle", "reference") or all(seed["trained"] for seed in seeds)
-
-
-def name_in_words(arm: str, seeds: list[dict]) -> str:
-    """The arm, with a mark if a seed of it does not reverse the lengths of its training."""
-    short = 0 if is_trained(seeds) else sum(not seed["trained"] for seed in seeds)
-    return arm + (f"\nNOT TRAINED in {short} of {len(seeds)} seeds" if short else "")
-
-
-def lengths_of(results: dict) -> list[int]:
-    return [int(n) for n in results["config"]["test_lengths"]]
-
-
-def title_of(name: str) -> str:
-    return str(labels.get(name) or name).encode("utf-8", "backslashreplace").decode()  # half a character is not drawn
+def title_of(name: str, results: dict) -> str:
+    """A run's label or name, and its budget."""
+    label = str(labels.get(name) or name).encode("utf-8", "backslashreplace").decode()  # half a character is not drawn
+    config = results["config"]
+    return f"{label}, {config['num_steps']:,} updates" + (", falling rate" if config["schedule"] == "cosine" else "")
 
 
 # ==== Figures =========================================================================================================
@@ -141,120 +130,136 @@ def add_title(figure: plt.Figure, title: str, question: str) -> None:
     figure.suptitle(textwrap.fill(f"{title}: {question}", int(9 * figure.get_figwidth())), fontsize=12)
 
 
-def panels_of(arms: dict, columns: int = 4, height: float = 2.5):
-    """A figure with a panel for each arm, and the panels."""
+def panels_of(arms: dict, columns: int = 4, height: float = 2.5, each: int = 1):
+    """A figure with so many panels below each other for each arm, and these, [arms, each]. An arm has a mark if a seed
+    of it does not reverse the lengths of its training."""
     columns = min(columns, len(arms))
     rows = -(-len(arms) // columns)
-    size = (1.2 + max(3.1, 7 / columns) * columns, 1.5 + height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for panel in axes.flat[len(arms) :]:
+    size = (1.2 + max(3.1, 7 / columns) * columns, 1.5 + height * rows * each)
+    figure, axes = plt.subplots(rows * each, columns, figsize=size, layout="constrained", squeeze=False)
+    axes = axes.reshape(rows, each, columns).swapaxes(1, 2).reshape(-1, each)
+    for panel in axes[len(arms) :].flat:
         panel.set_axis_off()
-    for panel, (arm, seeds) in zip(axes.flat, arms.items(), strict=False):
-        panel.set_title(name_in_words(arm, seeds), fontsize=9, color="black" if is_trained(seeds) else "0.5")
-    return figure, axes.flat[: len(arms)]
-
-
-def draw_lengths(results: dict, title: str) -> plt.Figure:
-    """Exact and token accuracy against length, every seed thin, the mean thick."""
-    arms, config = arms_of(results), results["config"]
-    figure, panels = panels_of(arms)
-    for panel, seeds in zip(panels, arms.values(), strict=True):
-        panel.axvspan(config["min_len"], config["max_len"], color="0.9", lw=0)
-        for key, label, color, line in (
-            ("exact", "whole sequences right", "#0072B2", "-"),
-            ("token", "tokens right", "#E69F00", "--"),
-        ):
-            values = at_length(seeds, key)
-            panel.plot([*seeds[0]["by_length"]], values.T, color=color, lw=0.6, alpha=0.5)
-            panel.plot([*seeds[0]["by_length"]], values.mean(0), color=color, ls=line, lw=2, label=label)
-        panel.set(ylim=(-0.03, 1.03), xlabel="tokens")
+    for panel, (arm, seeds) in zip(axes[:, 0], arms.items(), strict=False):
+        short = sum(not seed["trained"] for seed in seeds)
+        mark = f"\nNOT TRAINED in {short} of {len(seeds)} seeds" if short else ""
+        panel.set_title(arm + mark, fontsize=9, color="0.5" if short else "black")
+    for panel in axes[: len(arms)].flat:
         panel.grid(color="0.93")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    add_title(figure, title, "how far beyond the lengths of training (gray) does an arm reverse?")
+    return figure, axes[: len(arms)]
+
+
+def stopped(seeds: list[dict], key: str):
+    """A line over the mapped lengths for every stopping rule."""
+    for rule, (label, style) in RULES.items():
+        if rule in seeds[0]["by_length"]["stopping"]:
+            values = [seed["by_length"]["stopping"][rule][key] for seed in seeds]
+            yield label, style, seeds[0]["by_length"]["mapped"], values
+
+
+def over_length(results: dict, arms: dict, lines, title: tuple, top: float | None = 1.03) -> plt.Figure | None:
+    """Of every arm the lines(seeds), a label, a style, lengths and values [seeds, lengths] each: seeds thin, their mean
+    thick, lengths of training shaded."""
+    if not arms:
+        return None
+    (figure, panels), found = panels_of(arms), {}
+    for (panel,), seeds in zip(panels, arms.values(), strict=True):
+        panel.axvspan(results["config"]["min_len"], results["config"]["max_len"], color="0.9", lw=0)
+        for label, style, lengths, values in lines(seeds):
+            panel.plot(lengths, np.transpose(values), **style, lw=0.6, ms=2, alpha=0.5)
+            (found[label],) = panel.plot(lengths, np.mean(values, 0), **style, lw=2, ms=5)
+        panel.set(ylim=(-0.03, top), xlabel="tokens")
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, frameon=False)
+    add_title(figure, *title)
     return figure
 
 
+def draw_lengths(results: dict, title: str) -> plt.Figure:
+    """Exact and token accuracy against length, in the arm's own frame and in the other one."""
+
+    def lines(seeds):
+        for key, (label, style) in SCORES.items():
+            lengths = seeds[0]["by_length"]["mapped" if "other" in key else "lengths"]
+            yield label, style, lengths, [seed["by_length"][key] for seed in seeds]
+
+    question = "how far beyond the lengths of training (gray) does an arm reverse? (thick: mean over seeds)"
+    return over_length(results, arms_of(results), lines, (title, question))
+
+
+def draw_stopping(results: dict, title: str) -> plt.Figure | None:
+    """Exact accuracy by stopping rule on the same weights against length, beside that after the loops of training."""
+
+    def lines(seeds):
+        own = [seed["by_length"]["exact"] for seed in seeds]
+        yield "loops of training", {"color": "0.6", "ls": "-"}, seeds[0]["by_length"]["lengths"], own
+        yield from stopped(seeds, "exact")
+
+    question = "does a rule find the right number of loops? (whole sequences right, same weights)"
+    return over_length(results, looping(results), lines, (title, question))
+
+
+def draw_exits(results: dict, title: str) -> plt.Figure | None:
+    """Mean number of loops by stopping rule against length."""
+    question = "after how many loops does a rule stop?"
+    return over_length(results, looping(results), lambda seeds: stopped(seeds, "loops"), (title, question), None)
+
+
 def draw_loops(results: dict, title: str) -> plt.Figure | None:
-    """Maps of exact accuracy, mean over seeds: length by number of loops, those of training framed."""
-    arms = looping(results)
+    """Maps of exact accuracy, mean over seeds: length by number of loops, those of training dashed."""
+    arms = looping(results, ())
     if not arms:
         return None
     figure, panels = panels_of(arms, 3, 3.0)
-    for panel, seeds in zip(panels, arms.values(), strict=True):
-        lengths = [*seeds[0]["by_length"]]
-        most = max(len(told["exact"]) for told in seeds[0]["by_length"].values())
-        grid = np.full((most, len(lengths)), np.nan)
-        for j, n in enumerate(lengths):
-            values = np.mean([seed["by_length"][n]["exact"] for seed in seeds], 0)
-            grid[: len(values), j] = values
-        extent = (lengths[0] - 0.5, lengths[-1] + 0.5, 0.5, most + 0.5)
-        image = panel.imshow(
-            np.ma.masked_invalid(grid), cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto", extent=extent
-        )
+    for (panel,), seeds in zip(panels, arms.values(), strict=True):
+        lengths, settings = seeds[0]["by_length"]["mapped"], seeds[0]["settings"]
+        grid = np.full((max(map(len, seeds[0]["by_length"]["exact_by_loop"])), len(lengths)), np.nan)
+        for x, columns in enumerate(zip(*(seed["by_length"]["exact_by_loop"] for seed in seeds), strict=True)):
+            grid[: len(columns[0]), x] = np.mean(columns, 0)
+        extent = (-0.5, len(lengths) - 0.5, 0.5, len(grid) + 0.5)
+        style = {"cmap": "viridis", "vmin": 0, "vmax": 1, "origin": "lower", "aspect": "auto", "extent": extent}
+        image = panel.imshow(np.ma.masked_invalid(grid), **style)
         panel.set_facecolor("0.85")
-        panel.plot(lengths, [asked(seeds[0], n) for n in lengths], color="white", lw=1.5)
-        panel.plot(lengths, [asked(seeds[0], n) for n in lengths], color="black", lw=1.5, ls=(0, (4, 4)))
-        panel.axvline(results["config"]["max_len"] + 0.5, color="white", lw=1)
-        panel.set(xlabel="tokens", ylabel="loops")
-    figure.colorbar(image, ax=list(panels), label="whole sequences right")
+        asked = [n if settings["loops"] == "length" else settings["trained_loops"] for n in lengths]
+        panel.plot(asked, color="white", lw=1.5)
+        panel.plot(asked, color="black", lw=1.5, ls=(0, (4, 4)))
+        panel.axvline(lengths.index(results["config"]["max_len"]) + 0.5, color="white", lw=1)
+        panel.set_xticks(range(len(lengths)), lengths, fontsize=6)
+        panel.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        panel.set(xlabel="tokens", ylabel="loops", xlim=extent[:2], ylim=extent[2:])
+        panel.grid(False)
+    figure.colorbar(image, ax=panels.ravel().tolist(), label="whole sequences right", shrink=0.5)
     add_title(figure, title, "what do more loops do? (dashed: loops of training; right of the line: longer sequences)")
     return figure
 
 
 def draw_states(results: dict, title: str) -> plt.Figure | None:
-    """Relative change of the state and token accuracy against loops, at some lengths; means over seeds."""
-    arms = looping(results)
+    """Token accuracy, confidence and relative change of the state against loops at some lengths; means over seeds."""
+    arms, lengths = looping(results), results["config"]["test_lengths"]
     if not arms:
         return None
-    lengths = sorted({results["config"]["max_len"], *lengths_of(results)[1::2]})[:4]
-    columns = min(6, len(arms))
-    shape = (2 * -(-len(arms) // columns), columns)
-    size = (2.2 + 2.9 * columns, 1.4 + 2.2 * shape[0])
-    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
-    pairs = [pair for top in range(0, shape[0], 2) for pair in zip(axes[top], axes[top + 1], strict=True)]
-    for panel in itertools.chain(*pairs[len(arms) :]):
-        panel.set_axis_off()
-    for (top, low), (arm, seeds) in zip(pairs, arms.items(), strict=False):
-        for n, (color, line) in zip(lengths, SHOWN, strict=False):
-            for panel, key in ((top, "token"), (low, "change")):
-                values = np.mean([seed["by_length"][n][key] for seed in seeds], 0)
-                start = int(key == "change")  # there is no change before the first loop
-                loops = range(1 + start, len(values) + 1)
-                panel.plot(loops, values[start:], color=color, ls=line, lw=1.8, label=f"{n} tokens")
-        top.set_title(name_in_words(arm, seeds), fontsize=9, color="black" if is_trained(seeds) else "0.5")
-        top.set_ylim(-0.03, 1.03)
-        low.set(yscale="log", xlabel="loops")
-        low.yaxis.set_major_formatter("{x:g}")
-        low.yaxis.set_minor_formatter("")
-        for panel in (top, low):
-            panel.grid(color="0.93")
-    for top, low in pairs[::columns]:
-        top.set_ylabel("tokens right")
-        low.set_ylabel("relative change\nof the state")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    add_title(figure, title, "does the state come to rest?")
-    return figure
-
-
-def draw_stopping(results: dict, title: str) -> plt.Figure | None:
-    """Exact accuracy by stopping rule on the same weights, mean over seeds, against length."""
-    arms = {arm: seeds for arm, seeds in arms_of(results).items() if seeds[0]["settings"]["loops"] != "1"}
-    if not arms:
-        return None
-    figure, panels = panels_of(arms, 4)
-    found = {}
-    for panel, seeds in zip(panels, arms.values(), strict=True):
-        panel.axvspan(results["config"]["min_len"], results["config"]["max_len"], color="0.9", lw=0)
-        lengths = [*seeds[0]["by_length"]]
-        for rule, (label, color, line) in RULES.items():
-            if rule in seeds[0]["by_length"][lengths[0]]["stopping"]:
-                values = [np.mean([seed["by_length"][n]["stopping"][rule]["exact"] for seed in seeds]) for n in lengths]
-                (found[label],) = panel.plot(lengths, values, color=color, ls=line, lw=1.8)
-        (found["loops of training"],) = panel.plot(lengths, at_length(seeds, "exact").mean(0), color="0.6", lw=1)
-        panel.set(ylim=(-0.03, 1.03), xlabel="tokens")
-        panel.grid(color="0.93")
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)
-    add_title(figure, title, "does a rule find the right number of loops? (whole sequences right, same weights)")
+    figure, panels = panels_of(arms, 5, 2.0, 3)
+    for own, seeds in zip(panels, arms.values(), strict=True):
+        for n, (color, line) in zip(dict.fromkeys((*lengths[:3], lengths[-1])), SHOWN, strict=False):
+            found = [[seed["by_length"][f"{key}_by_loop"][lengths.index(n)] for seed in seeds] for key in STATES]
+            tokens, doubt, change = np.mean(found, 1)
+            change[0] = np.nan  # there is none before the first loop
+            for panel, values in zip(own, (tokens, np.exp(-doubt), change), strict=True):
+                loops = range(1, len(values) + 1)
+                panel.plot(loops, values, color=color, ls=line, lw=1.8, label=f"{n} tokens")
+        for panel in own:
+            panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        own[2].set(yscale="log", xlabel="loops")
+        own[2].yaxis.set_major_formatter("{x:g}")
+        own[2].yaxis.set_minor_formatter("")
+    plt.setp(panels[:, :2].ravel().tolist(), ylim=(-0.03, 1.03))
+    ends = [panel.get_ylim() for panel in panels[:, 2]]
+    ends = min(low for low, _ in ends), max(high for _, high in ends)
+    plt.setp(panels[:, 2].tolist(), ylim=ends)
+    for own in panels[::5]:
+        for panel, label in zip(own, STATES.values(), strict=True):
+            panel.set_ylabel(label)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    add_title(figure, title, "does the state come to rest, and is it right? (means over seeds)")
     return figure
 
 
@@ -265,16 +270,15 @@ def draw_arms(arms: dict[tuple[str, str], list[dict]], lengths: list[int], title
     for panel, n in zip(axes[0], lengths, strict=True):
         for y, seeds in enumerate(arms.values()):
             for seed, lane in zip(seeds, np.linspace(-0.22, 0.22, len(seeds)), strict=True):
-                if n in seed["by_length"]:
-                    value = seed["by_length"][n]["exact"][asked(seed, n) - 1]
-                    color = "#0072B2" if seed["trained"] else "0.55"
-                    panel.plot(value, y + lane, "o", color=color, mfc=color if seed["trained"] else "white", ms=4.5)
+                color, fill = ("#0072B2", "#0072B2") if seed["trained"] else ("0.55", "white")
+                if f"exact_L{n}" in seed:
+                    panel.plot(seed[f"exact_L{n}"], y + lane, "o", color=color, mfc=fill, ms=4.5)
         panel.set(xlim=(-0.05, 1.05), ylim=(len(arms) - 0.5, -0.5), xlabel=f"{n} tokens")
         panel.grid(color="0.93")
         panel.set_axisbelow(True)
     names = [f"{run}: {arm}" if len({run for run, _ in arms}) > 1 else arm for run, arm in arms]
     axes[0, 0].set_yticks(range(len(arms)), names)
-    figure.supxlabel("whole sequences right, a dot per seed; open: below 0.9 at the longest in training", fontsize=9)
+    figure.supxlabel("whole sequences right, a dot per seed; open: below 0.9 on the lengths of training", fontsize=9)
     add_title(figure, title, "which arm reverses longer sequences than it was trained on?")
     return figure
 
@@ -297,10 +301,11 @@ def say(line: object, stream: str = "stdout") -> None:
 def print_table(arms: dict[tuple[str, str], list[dict]], lengths: list[int]) -> None:
     """One line per arm: mean exact accuracies, and seeds that are trained."""
     for (run, arm), seeds in arms.items():
-        shown = [n for n in lengths if n in seeds[0]["by_length"]]
-        means = (np.mean([seed["by_length"][n]["exact"][asked(seed, n) - 1] for seed in seeds]) for n in shown)
-        told = ", ".join(f"{n}: {mean:.3f}" for n, mean in zip(shown, means, strict=True))
-        say(f"{run} {arm}: exact at {told}; trained in {sum(seed['trained'] for seed in seeds)} of {len(seeds)} seeds")
+        keys = {"lengths of training": "trained_exact"} | {n: f"exact_L{n}" for n in lengths}
+        told = (f"{n}: {np.mean([seed[key] for seed in seeds]):.3f}" for n, key in keys.items() if key in seeds[0])
+        trained = sum(seed["trained"] for seed in seeds)
+        known = "a control" if arm in CONTROLS else f"trained in {trained} of {len(seeds)} seeds"
+        say(f"{run}: {arm}: exact at {', '.join(told)}; {known}")
 
 
 def save(figure: plt.Figure, path: Path) -> bool:
@@ -337,14 +342,16 @@ def main(argv: list[str] | None = None) -> int:
             say(f"{name}: in labels, but there is no such run here")
     unwritten = []
     figures = {"lengths": draw_lengths, "loops": draw_loops, "states": draw_states, "stopping": draw_stopping}
+    figures["exits"] = draw_exits
     for name, results in runs.items():
         for kind, draw in figures.items():
-            if figure := draw(results, title_of(name)):
+            if figure := draw(results, title_of(name, results)):
                 unwritten.append(save(figure, folder / os.fsdecode(f"{kind}_{name}.png".encode())))
     shown = {name: results for name, results in runs.items() if name in labels} or runs
-    arms = {(title_of(name), arm): seeds for name, results in shown.items() for arm, seeds in arms_of(results).items()}
-    lengths = sorted({n for results in shown.values() for n in lengths_of(results)})
-    unwritten.append(save(draw_arms(arms, lengths, ", ".join(map(title_of, shown))), folder / "arms.png"))
+    titles = {name: title_of(name, results) for name, results in shown.items()}
+    arms = {(titles[name], arm): seeds for name, results in shown.items() for arm, seeds in arms_of(results).items()}
+    lengths = sorted({n for results in shown.values() for n in results["config"]["test_lengths"]})
+    unwritten.append(save(draw_arms(arms, lengths, "; ".join(titles.values())), folder / "arms.png"))
     print_table(arms, lengths)
     return int(any(unwritten))
 
