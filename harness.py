@@ -16,6 +16,7 @@ import copy
 import csv
 import errno
 import hashlib
+import importlib.util
 import inspect
 import io
 import itertools
@@ -28,6 +29,7 @@ import multiprocessing.connection
 import os
 import pickle
 import platform
+import queue
 import random
 import re
 import signal
@@ -37,6 +39,7 @@ import time
 import tokenize
 import traceback
 import typing
+import uuid
 import warnings
 import weakref
 from collections import OrderedDict, deque
@@ -1003,6 +1006,8 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung
                     with faults_name([progress], n=goal if goal in first.cells else None):
                         run.contents([progress.rehearsal()], {})  # fails now rather than at the end
                 rehearsed = rehearsed or goal > 0
+            for e in live if run.track else ():
+                run.track(*tracked(group[e], reported[e]))
             due = goal in first.cells or time.monotonic() - saved > CHECKPOINT_SECONDS
             if due or stop.value or any(group[e].done for e in live):
                 with fast_path(rung):
@@ -1162,6 +1167,7 @@ def work(run: "RunDirectory", progress: Progress, device: torch.device, connecti
         run.close()  # the lock is that of the process that started this one
         prepare_thread(device)
         run.load(progress)
+        run.track = run.track and (lambda *tracked: connection.send(tracked))
         train(run, [progress], device, "plain", lambda *report: connection.send(report), stop)
     except BaseException as error:
         connection.send(describe(error, run.study, run.again))
@@ -1201,6 +1207,9 @@ def train_in_processes(run: "RunDirectory", plan: list[Progress], device, worker
                     continue
                 if isinstance(message, str):
                     raise WorkerError(message)
+                if len(message) == 2:
+                    run.track(*message)
+                    continue
                 progress.step += message[0]
                 tally.report(*message)
     finally:
@@ -1242,6 +1251,112 @@ def train_all(run: "RunDirectory", plan: list[Progress], device: torch.device, r
     if signals:
         raise Interrupted(signals[0][0])
     return tally.trained
+
+
+# ==== Trackers ========================================================================================================
+
+TRACKER_SECONDS = 60  # that a tracker has at the end for what it still holds
+
+
+def tensorboard_logger(path: Path, run_id: str, stem: str, first: int, settings: dict) -> tuple[Callable, Callable]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(path / "tensorboard" / stem, purge_step=first)  # a killed run was beyond its checkpoint
+    return lambda step, numbers: [writer.add_scalar(*number, step) for number in numbers.items()], writer.close
+
+
+def wandb_logger(path: Path, run_id: str, stem: str, first: int, settings: dict) -> tuple[Callable, Callable]:
+    import wandb
+
+    where = {"dir": os.environ.get("WANDB_DIR", path), "group": path.name, "name": stem, "id": run_id}
+    quiet = wandb.Settings(console="off", silent=True)
+    run = wandb.init(**where, config=settings, resume="allow", reinit="create_new", settings=quiet)
+    return lambda step, numbers: run.log(numbers, step=step), run.finish
+
+
+# Each opens the tracker's run of a trajectory, and gives what logs numbers there and what closes it.
+TRACKERS = {"tensorboard": tensorboard_logger, "wandb": wandb_logger}
+
+
+def no_tracker(kind: str, why: str) -> str:
+    return one_line(f"--track {kind} has ended, the run goes on: {why}", 1000)
+
+
+def log_all(kind: str, run: "RunDirectory", connection, sender) -> None:
+    """Log (stem, [(step, numbers)]) as they arrive, in a process of its own, until the sender is closed or killed."""
+    sender.close()
+    run.close()  # the lock is that of the process that started this one
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # whoever started this one ends it
+    errors, nowhere = os.fdopen(os.dup(2), "w"), os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    arrived, loggers = queue.SimpleQueue(), {}
+
+    def receive():  # also while a logger hangs: the sender never waits
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                arrived.put(connection.recv())
+        arrived.put(None)
+
+    threading.Thread(target=receive, daemon=True).start()
+    try:
+        while message := arrived.get():
+            stem, rows = message
+            if rows and stem not in loggers:
+                run_id = hashlib.sha256(f"{run.key} {stem}".encode()).hexdigest()[:16]
+                loggers[stem] = TRACKERS[kind](run.path, run_id, stem, rows[0][0], asdict(run.config))
+            for step, numbers in rows:
+                loggers[stem][0](step, numbers)
+        for _, close in loggers.values():
+            close()
+    except BaseException as error:
+        print(no_tracker(kind, f"{type(error).__name__}: {error}"), file=errors, flush=True)
+        while message:
+            message = arrived.get()
+    os._exit(0)  # whatever threads a tracker has
+
+
+class Tracker:
+    """Hands numbers to a process that logs them: a tracker that fails, hangs or prints harms no training."""
+
+    def __init__(self, kind: str, run: "RunDirectory"):
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        theirs, self.connection = context.Pipe(duplex=False)
+        self.kind, self.lost = kind, False
+        self.process = context.Process(target=log_all, args=(kind, run, theirs, self.connection))
+        self.process.start()
+        theirs.close()
+
+    def __call__(self, *message) -> None:
+        try:
+            if not self.lost:
+                self.connection.send(message)
+        except OSError as error:
+            self.lost = True
+            print(no_tracker(self.kind, f"its process does not listen ({error})"), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self()  # the end
+        try:
+            self.process.join(TRACKER_SECONDS)
+        finally:
+            if self.process.is_alive():
+                self.process.kill()
+                why = f"it was not ready {TRACKER_SECONDS} seconds after the training"
+                print(no_tracker(self.kind, why), file=sys.stderr, flush=True)
+
+
+def tracked(progress: Progress, reported: dict[str, list[float]]) -> tuple[str, list[tuple[int, dict]]]:
+    """What a tracker gets after some updates: what loss() reported of each, and what was measured, but for lists."""
+    names = [f"train/{name}" for name in reported]
+    updates = [dict(zip(names, row, strict=True)) for row in zip(*reported.values(), strict=True)]
+    rows = [*enumerate(updates, progress.step - len(updates) + 1)]
+    if progress.points and progress.points[-1]["step"] == progress.step:
+        numbers = {name: x for name, x in leaves(progress.points[-1]) if isinstance(x, Real) and name != "step"}
+        rows.append((progress.step, {name: x for name, x in numbers.items() if not re.search(r"\.\d+(\.|$)", name)}))
+    return progress.trajectory.stem, rows
 
 
 # ==== The folder of a run =============================================================================================
@@ -1337,13 +1452,18 @@ class RunDirectory:
     def __init__(self, path: Path, study: Study, config, device: torch.device, overwrite: bool = False):
         self.path = path = path.absolute()  # a study may go to another folder
         self.study, self.config, self.overwrite = study, config, overwrite
-        self.lock, self.opened = None, False
+        self.lock, self.opened, self.track = None, False, None
         self.checkpoints, self.models = path / "checkpoint", path / "models"
         self.marker = self.checkpoints / "fingerprint.json"  # there from the first update until the results are
         self.environment = environment(study, device)
         own = {"config": asdict(config)} | {key: self.environment[key] for key in self.OWN}
         self.fingerprint = json.loads(strict_json(own))
         self.found, self.earlier = {}, []  # what all_results.json has had of this run, or of a part of it
+
+    @property
+    def key(self) -> str | None:
+        """What tells this run from every other one, as long as it is trained: a tracker continues its runs by it."""
+        return read_json(self.marker).get("key")
 
     @property
     def again(self) -> str:
@@ -1486,8 +1606,12 @@ class RunDirectory:
                 self.remove(self.path, *self.RESULTS)
                 self.remove(self.checkpoints, self.marker.name, *files, *(f"{file}.damaged-*" for file in files))
                 self.remove(self.models, *files)
+                for stem in stems:
+                    self.remove(self.path / "tensorboard" / stem, "events.out.tfevents.*")
+                self.remove(self.path / "tensorboard")
             if not all(progress.done for progress in plan):
-                write_atomically(self.marker, strict_json(self.fingerprint | {"stems": stems}))
+                held = {"stems": stems, "key": self.key or uuid.uuid4().hex}
+                write_atomically(self.marker, strict_json(self.fingerprint | held))
         except BlockingIOError:
             raise UserError(f"--out_dir {self.path}: another process is running in it; must be a free folder") from None
         except (OSError, WriteError) as error:
@@ -1497,7 +1621,7 @@ class RunDirectory:
             raise UserError(f"--out_dir {self.path}: must be a folder that can be written ({error})") from None
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"lock": None}  # a file descriptor means nothing in a process that is not a fork
+        return self.__dict__ | {"lock": None, "track": bool(self.track)}  # what means nothing in another process
 
     def close(self) -> None:
         """Release the lock."""
@@ -1708,6 +1832,7 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
     parser.add_argument("--out_dir", type=path, default=Path("run_0"), help="where the results go (default run_0)")
     parser.add_argument("--overwrite", action="store_true", help="remove what another run wrote to OUT_DIR")
     parser.add_argument("--save_models", action="store_true", help="keep the weights of every cell in OUT_DIR/models")
+    parser.add_argument("--track", choices=[*TRACKERS], help="also log every number there (default: nowhere)")
     parser.add_argument("--plain", action="store_true", help="train one model after the other, the plainest way")
     flag = ""
     for word in argv:  # an unset variable of a shell, say
@@ -1716,6 +1841,8 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
             raise UserError(f"{flag} {word!r}: must not be empty".lstrip())
     # No flag has a single dash: "-1e-4" is a value that is out of range, not a flag that is unknown.
     options = parser.parse_args([f" {word}" if re.match(r"-[^-h]", word) else word for word in argv])
+    if options.track and not getattr(importlib.util.find_spec(options.track), "origin", None):
+        raise UserError(f"--track {options.track}: must be installed (pip install {options.track})")
     given = {name: getattr(options, name) for name in forms if hasattr(options, name)}
     for name, words in given.items():
         length = forms[name][1]
@@ -1775,7 +1902,9 @@ def train_and_write(run: RunDirectory, options: argparse.Namespace, device: torc
         if progress.step:
             print(f"continuing {progress.trajectory.stem} after step {progress.step}", flush=True)
     training_started = time.monotonic()
-    trained = train_all(run, own, device, "plain" if options.plain else "captured", silent=rank > 0) if own else 0
+    tracker = contextlib.closing(Tracker(options.track, run)) if own and options.track else contextlib.nullcontext()
+    with tracker as run.track:
+        trained = train_all(run, own, device, "plain" if options.plain else "captured", silent=rank > 0) if own else 0
     if world > 1:
         trained = store.add("trained", trained)
         store.add("ended", 1)
