@@ -6,7 +6,7 @@
 
 Every figure goes into that folder, also that of a run that is a link, and is the same in every environment:
     answer.png            do the models count or memorize up to a renaming? every seed, and all with their interval
-    compare.png           the maps of the runs in `labels` side by side
+    compare.png           side by side the maps of the runs in `labels`, without any of those of the most common grid
     heatmap_<run>.png     relative divergence, D x N: 0 (blue) like the generalizer, 1 (red) like the memorizer
     distance_<run>.png    how far the models are from each ideal predictor, and which mixture of them is nearest
     curves_<run>.png      training loss and relative divergence over training steps
@@ -45,7 +45,8 @@ import numpy as np  # noqa: E402
 
 plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign in it is one
 
-# Titles of runs, {"run_0": "baseline", ..}. answer.png and compare.png show the runs named here; without any, all.
+# Titles of runs, {"run_0": "baseline", ..}. answer.png and compare.png show the runs named here; without any, those
+# that can be compared.
 labels = {}
 
 # A model whose nearest ideal predictor is farther than this many nats behaves like none of them.
@@ -123,6 +124,13 @@ def read_run(path: Path) -> dict | None:
 def grid_of(results: dict) -> tuple[list[int], list[int]]:
     """Rows D and columns N of the run's grid, ascending."""
     return sorted(results["config"]["tasks"]), sorted(results["config"]["steps"])
+
+
+def of_one_grid(runs: dict[str, dict]) -> dict[str, dict]:
+    """The runs of the grid that most of them have."""
+    grids = [grid_of(results) for results in runs.values()]
+    most = max(grids, key=grids.count)
+    return {name: results for name, results in runs.items() if grid_of(results) == most}
 
 
 def exact(cell: dict, key: str):
@@ -644,7 +652,10 @@ def main(argv: list[str] | None = None) -> int:
             unwritten.append(save(draw(results, titles[name]), folder / file_name))
 
     compared = {name: runs[name] for name in shown}
-    unwritten.append(save(draw_compare(compared, titles), folder / "compare.png"))
+    beside = compared if shown[0] in labels else of_one_grid(compared)
+    if len(beside) < len(compared):
+        say(f"compare.png: of {', '.join(beside)}; other grids, or all that you choose, with labels")
+    unwritten.append(save(draw_compare(beside, titles), folder / "compare.png"))
     if answering := comparable(compared):
         unwritten.append(save(draw_answer(answering), folder / "answer.png"))
     print_table(compared)

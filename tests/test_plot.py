@@ -274,6 +274,20 @@ def test_runs_are_looked_for_in_the_current_folder_then_in_results(tmp_path, mon
     assert (tmp_path / "heatmap_run_3.png").exists()
 
 
+def test_compare_is_of_the_grid_that_most_runs_have_unless_labels_choose(tmp_path, monkeypatch, capsys, unsaved):
+    for name, run in {"run_0": tiny(), "run_1": results(), "run_2": results()}.items():
+        write(tmp_path, name, run)
+    compared = []
+    compare = plot.draw_compare
+    monkeypatch.setattr(plot, "draw_compare", lambda runs, titles: compared.append([*runs]) or compare(runs, titles))
+    assert plot.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "compare.png: of run_1, run_2; other grids" in out and "run_0 D" in out  # its numbers are printed
+    monkeypatch.setattr(plot, "labels", {"run_0": "one", "run_2": "other"})
+    assert plot.main([str(tmp_path)]) == 0
+    assert compared == [["run_1", "run_2"], ["run_0", "run_2"]] and "other grids" not in capsys.readouterr().out
+
+
 def test_labels_name_runs_and_a_label_without_a_run_is_said(tmp_path, monkeypatch, capsys, unsaved):
     monkeypatch.setattr(plot, "labels", {"run_0": "my idea", "run_7": "gone"})
     for name in ("run_0", "run_1"):
