@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 
 import experiment
 import harness
@@ -19,8 +20,10 @@ import torch
 from conftest import ROOT
 from training import CPU, trained
 
-EMBEDDINGS = {"run_0": "gaussian", "run_1": "permutation", "run_2": "fixed"}
 RUNS = {path.parent.name: path.parent for path in sorted(ROOT.glob("results/run_*/all_results.json"))}
+# Of every run in the table of their README: the commit and the command.
+ROW = re.compile(r"^\| `(run_\d+)` \| `(\w+)` \| `(.*?)` \|", re.M)
+TABLE = {name: told for name, *told in ROW.findall((ROOT / "results" / "README.md").read_text())}
 
 
 def read(run) -> dict:
@@ -35,9 +38,12 @@ def test_the_first_measured_point_of_a_trajectory_is_what_the_script_computes(ru
     if not there[kind]:
         pytest.skip(f"needs a device of the kind {kind}")
     stored = min(results["trajectories"], key=lambda trajectory: trajectory["n_tasks"])
-    wanted = {key: values[0] for key, values in stored["curves"].items()}
-    short = {"tasks": (stored["n_tasks"],), "seeds": 1, "seed": stored["seed"], "steps": (wanted["step"],)}
-    model = trained(Config(**results["config"] | short), torch.device(kind), "captured" if kind == "cuda" else "plain")
+    wanted = {key: values[0] for key, values in stored["curves"].items() if values[0] is not None}
+    wanted = {key: value for key, value in wanted.items() if not key.endswith("by_length")}  # at cells alone by now
+    alone = {"tasks": (stored["n_tasks"],), "seeds": 1, "seed": stored["seed"]}
+    rung = "captured" if kind == "cuda" else "plain"
+    config = Config(**{key: tuple(x) if isinstance(x, list) else x for key, x in (results["config"] | alone).items()})
+    model = trained(config, torch.device(kind), rung, until=wanted["step"])
     (point,) = model.points
     assert model.trajectory.data.urns.tolist() == stored["urns"]
     assert point.keys() >= wanted.keys()  # a run of before a number was there lacks it
@@ -49,33 +55,42 @@ def test_the_first_measured_point_of_a_trajectory_is_what_the_script_computes(ru
         assert value == pytest.approx(wanted[key], rel=0.01, abs=0.02 if "weight" in key else 1e-4), key
 
 
+def test_the_table_has_every_run():
+    assert [*TABLE] == [*RUNS]
+
+
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_a_reference_run_is_complete(run):
+def test_a_reference_run_is_whole_and_what_its_command_trains(run):
     results = read(run)
     final_info = json.loads((run / "final_info.json").read_text())
-    config = results["config"]
-    assert len(results["cells"]) == len(config["tasks"]) * len(config["steps"]) * config["seeds"]
-    assert Config(**config) == Config(embedding=EMBEDDINGS[run.name]), "not the default grid"
-    assert list(final_info) == [f"D{D}_N{N}" for D in config["tasks"] for N in config["steps"]]
+    config, options = harness.parse_arguments(experiment.STUDY, TABLE[run.name][1].split()[2:])
+    assert str(options.out_dir) == run.name
+    wanted = json.loads(json.dumps(asdict(config)))
+    assert results["config"] == {key: wanted[key] for key in results["config"]}
+    later = wanted.keys() - results["config"].keys()
+    assert all(wanted[key] == asdict(Config())[key] for key in later)  # fields that came later
+    assert len(results["cells"]) == len(config.tasks) * len(config.steps) * config.seeds
+    assert list(final_info) == [f"D{D}_N{N}" for D in config.tasks for N in config.steps]
     for cell in results["cells"]:
-        seed = cell["seed"] - config["seed"]
+        seed = cell["seed"] - config.seed
         for key, values in final_info[f"D{cell['n_tasks']}_N{cell['n_steps']}"]["final_info_dict"].items():
             assert values[seed] == cell[key]
+    assert (run / "all_results.json").stat().st_size < 1e6
     for kind in ("heatmap", "distance", "curves", "positions"):
         assert (run.parent / f"{kind}_{run.name}.png").exists()
 
 
-def test_all_reference_runs_are_of_the_one_script_that_their_readme_names():
-    text = (ROOT / "results" / "README.md").read_text()
-    assert re.findall(r"^\| `(run_\d+)` \|", text, re.M) == list(RUNS)
-    environments = [read(run)["environment"] for run in RUNS.values()]
-    (script,) = {environment["script_sha256"] for environment in environments}
-    commit, begin = re.search(r"commit\s`([0-9a-f]{7,40})`.*?SHA-256\s`([0-9a-f]{12,64})`", text, re.S).groups()
-    assert script.startswith(begin)
-    if shutil.which("git"):
-        shown = subprocess.run(["git", "show", f"{commit}:experiment.py"], cwd=ROOT, capture_output=True)
-        if shown.returncode == 0:  # a shallow clone does not have the commit
-            assert hashlib.sha256(shown.stdout).hexdigest() == script
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_a_reference_run_is_of_the_script_at_the_commit_that_its_readme_names(run):
+    environment, shown = read(run)["environment"], {}
+    for file in ("experiment.py", "harness.py"):
+        command = ["git", "show", f"{TABLE[run.name][0]}:{file}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True) if shutil.which("git") else None
+        if done and done.returncode == 0:  # a shallow clone does not have the commit
+            shown[file] = hashlib.sha256(done.stdout).hexdigest()
+    if shown:
+        assert environment["script_sha256"] == shown["experiment.py"]
+        assert environment.get("harness_sha256") == shown.get("harness.py")  # once there was no harness
 
 
 def test_a_field_that_a_run_does_not_have_means_its_default(tmp_path, monkeypatch, capsys):
