@@ -1,5 +1,6 @@
 """The committed reference runs: they are what the script computes, and hold what the README quotes."""
 
+import functools
 import hashlib
 import inspect
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from test_rivals import rivals
 from training import CPU, trained
 
 RUNS = {path.parent.name: path.parent for path in sorted(ROOT.glob("results/run_*/all_results.json"))}
@@ -113,15 +115,15 @@ def test_a_field_that_a_run_does_not_have_means_its_default(tmp_path, monkeypatc
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_what_lex_invariance_costs_is_on_top_of_the_distance_from_o(run):
     """For predictions that follow every renaming of the colors, KL(M || P) = KL(M || O) + KL(O || P) in expectation."""
-    results = json.loads((run / "all_results.json").read_text())
-    differences = [
-        cell["exact_kl_to_m"] - cell["exact_kl_to_orbit"] - cell["reference"]["orbit"]["kl_to_m"]
-        for cell in results["cells"]
-    ]
+    results = read(run)
+    cells = [cell for cell in results["cells"] if cell["n_steps"] == max(results["config"]["steps"])]
+    P = "bias" if all("exact_bias_to_m" in cell for cell in cells) else "kl"  # noise averaged out, where that is known
+    keys = [f"exact_{P}_to_m", f"exact_{P}_to_orbit"]
+    differences = [cell[keys[0]] - cell[keys[1]] - cell["reference"]["orbit"]["kl_to_m"] for cell in cells]
     if results["config"]["embedding"] == "fixed":
         assert max(differences) < -0.005
-    else:  # the models follow them up to the noise of the drawn embeddings
-        assert max(map(abs, differences)) < 0.002
+    else:  # the models follow them up to the noise of the drawn embeddings, which is largest where few contexts count
+        assert max(map(abs, differences)) < (0.002 if results["config"]["alpha"] == 1 else 0.004)
 
 
 @pytest.mark.parametrize("D", [4, 8, 16, 32])
@@ -149,8 +151,50 @@ def test_the_yardstick_is_what_the_readme_names_and_its_hash_is_of_their_source(
         assert now[f"{name}_sha256"] == hashlib.sha256(content).hexdigest()
 
 
-# The decimals of the README's finding in the order of the text: run, cell and key of each, or the constant that it is.
-QUOTED = """
+# The decimals of the answer in README.md and of what was found in results/README.md, in their order: run, cell
+# and key of each; number of the pooled coordinate and its interval, from R or from Q to O; or a constant.
+ANSWER = """
+run_0 D4_N20000 reference.posterior_mean.relative_divergence
+run_0 D32_N20000 reference.posterior_mean.relative_divergence
+run_2 D4_N20000 exact_kl_to_m
+run_0 D4_N20000 reference.orbit.kl_to_m
+run_4 D2 r_to_o 0
+run_4 D2 r_to_o 1
+run_4 D2 r_to_o 2
+run_4 D2 q_to_model
+run_4 D2 o_to_model
+run_4 D2 q_to_o 0
+run_4 D2 q_to_o 1
+run_4 D2 q_to_o 2
+""".split("\n")[1:-1]
+FOUND = """
+run_4 D2 r_to_o 0
+run_4 D2 r_to_o 1
+run_4 D2 r_to_o 2
+half
+run_4 D4 r_to_o 0
+run_4 D4 r_to_o 1
+run_4 D4 r_to_o 2
+run_4 D2 q_to_o 0
+run_4 D2 q_to_o 1
+run_4 D2 q_to_o 2
+run_4 D4 q_to_o 0
+run_4 D4 q_to_o 1
+run_4 D4 q_to_o 2
+run_4 D2 q_to_model
+run_4 D4 q_to_model
+run_4 D2 o_to_model
+run_4 D4 o_to_model
+run_4 D2 r_to_model
+run_4 D4 r_to_model
+run_4 D2 kl_o_to_q
+run_4 D4 kl_o_to_q
+run_4 D2 o_to_r
+run_4 D4 o_to_r
+run_4 D2_N20000 exact_embedding_noise
+run_4 D4_N20000 exact_embedding_noise
+run_4 D2_N20000 exact_order_noise
+run_4 D4_N20000 exact_order_noise
 run_0 D4_N20000 exact_kl_to_posterior_mean
 run_0 D8_N20000 exact_kl_to_posterior_mean
 run_0 D16_N20000 exact_kl_to_posterior_mean
@@ -239,19 +283,52 @@ def test_what_the_readme_says_is_more_or_less_falls_or_rises():
     assert min(in_json("run_0", "D4_N1000", f"exact_kl_to_{x}") for x in nearest) > plot.NEITHER_NATS
 
 
-def test_numbers_quoted_in_the_readme_equal_the_json():
+@functools.cache
+def compared(run: str, D: str) -> dict[str, float | tuple]:
+    """What is pooled over the seeds of a run: coordinates with their intervals, and mean nats."""
+    results = read(RUNS[run])
+    models = {t["seed"]: t for t in results["trajectories"] if f"D{t['n_tasks']}" == D}
+    seeds = [rivals.compared(model, Config(**results["config"])) for model in models.values()]
+    means = {key: math.fsum(seed[key] for seed in seeds) / len(seeds) for key in seeds[0]}
+    cells = plot.coordinates_at(results, int(D[1:]))
+    return means | {"q_to_o": rivals.pooled(seeds), "r_to_o": plot.pooled_coordinate(cells)}
+
+
+def value_of(source: str) -> float:
+    if source in ("limit", "half"):
+        return {"limit": plot.NEITHER_NATS, "half": 0.5}[source]
+    run, place, key, *which = source.split()
+    if "_" in place:
+        return in_json(run, place, key)
+    return compared(run, place)[key][int(which[0])] if which else compared(run, place)[key]
+
+
+@pytest.mark.parametrize(
+    ("file", "title", "sources"), [("README.md", "The answer", ANSWER), ("results/README.md", "What was found", FOUND)]
+)
+def test_numbers_quoted_in_the_readmes_equal_the_json(file, title, sources):
+    told = (ROOT / file).read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    for number, source in zip(re.findall(r"-?\d+\.\d+", told), sources, strict=True):
+        assert f"{value_of(source):.{len(number.partition('.')[2])}f}" == number, source
+
+
+def test_what_is_said_of_the_primary_comparison():
+    for D in ("D2", "D4"):
+        found = compared("run_4", D)
+        assert found["r_to_o"][1] < 0.5 < found["r_to_o"][2]  # undecided
+        assert found["q_to_o"][2] < 0.5 and found["q_to_model"] < found["o_to_model"]  # closer to Q
+        assert found["kl_o_to_q"] < found["o_to_model"] < found["o_to_r"]  # nearer to O than R, farther than Q
+
+
+def test_other_numbers_quoted_equal_the_json():
     text = (ROOT / "README.md").read_text()
-    finding = text[text.index("## The finding") :].split("\n## ")[0]
-    for number, source in zip(re.findall(r"\d+\.\d+", finding), QUOTED, strict=True):
-        value = plot.NEITHER_NATS if source == "limit" else in_json(*source.split())
-        assert f"{value:.{len(number.partition('.')[2])}f}" == number, source
     prompt, cells = (ROOT / "prompt.json").read_text(), ("D4_N1000", "D8_N1000", "D16_N1000", "D32_N1000")
     low, high = (in_json("run_0", f"D{D}_N1000", "reference.posterior_mean.relative_divergence") for D in (4, 32))
     assert f"would score {low:.2f} at D = 4 and {high:.2f} at D = 32" in prompt
     for letter, key in {"G": "exact_relative_divergence", "S": "exact_relative_divergence_posterior_mean"}.items():
         values = [in_json("run_0", cell, key) for cell in cells]
         assert f"{min(values):.2f} to {max(values):.2f} against {letter}" in prompt
-    seconds = [json.loads((run / "all_results.json").read_text())["timing"]["seconds_total"] for run in RUNS.values()]
+    seconds = [read(RUNS[run])["timing"]["seconds_total"] for run in ("run_0", "run_1", "run_2")]
     assert f"took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes on two CPU cores" in text
 
 
