@@ -163,9 +163,11 @@ run_4 D2 r_to_o 1
 run_4 D2 r_to_o 2
 run_4 D2 q_to_model
 run_4 D2 o_to_model
-run_4 D2 q_to_o 0
-run_4 D2 q_to_o 1
-run_4 D2 q_to_o 2
+run_5 D2 r_to_o 0
+run_5 D2 r_to_o 1
+run_5 D2 r_to_o 2
+run_5 D2 o_to_model
+run_5 D2 kl_o_to_q
 """.split("\n")[1:-1]
 FOUND = """
 run_4 D2 r_to_o 0
@@ -175,24 +177,44 @@ half
 run_4 D4 r_to_o 0
 run_4 D4 r_to_o 1
 run_4 D4 r_to_o 2
+run_5 D2 r_to_o 0
+run_5 D2 r_to_o 1
+run_5 D2 r_to_o 2
+run_5 D4 r_to_o 0
+run_5 D4 r_to_o 1
+run_5 D4 r_to_o 2
 run_4 D2 q_to_o 0
 run_4 D2 q_to_o 1
 run_4 D2 q_to_o 2
 run_4 D4 q_to_o 0
 run_4 D4 q_to_o 1
 run_4 D4 q_to_o 2
+run_5 D2 q_to_o 0
+run_5 D2 q_to_o 1
+run_5 D2 q_to_o 2
+run_5 D4 q_to_o 0
+run_5 D4 q_to_o 1
+run_5 D4 q_to_o 2
 run_4 D2 q_to_model
 run_4 D4 q_to_model
 run_4 D2 o_to_model
 run_4 D4 o_to_model
 run_4 D2 r_to_model
 run_4 D4 r_to_model
+run_5 D2 q_to_model
+run_5 D4 q_to_model
+run_5 D2 o_to_model
+run_5 D4 o_to_model
+run_5 D2 r_to_model
+run_5 D4 r_to_model
 run_4 D2 kl_o_to_q
 run_4 D4 kl_o_to_q
 run_4 D2 o_to_r
 run_4 D4 o_to_r
 run_4 D2_N20000 exact_embedding_noise
 run_4 D4_N20000 exact_embedding_noise
+run_5 D2_N20000 exact_embedding_noise
+run_5 D4_N20000 exact_embedding_noise
 run_4 D2_N20000 exact_order_noise
 run_4 D4_N20000 exact_order_noise
 run_0 D4_N20000 exact_kl_to_posterior_mean
@@ -318,6 +340,10 @@ def test_what_is_said_of_the_primary_comparison():
         assert found["r_to_o"][1] < 0.5 < found["r_to_o"][2]  # undecided
         assert found["q_to_o"][2] < 0.5 and found["q_to_model"] < found["o_to_model"]  # closer to Q
         assert found["kl_o_to_q"] < found["o_to_model"] < found["o_to_r"]  # nearer to O than R, farther than Q
+        permuted = compared("run_5", D)
+        assert permuted["r_to_o"][1] > 0.5 and permuted["o_to_model"] < permuted["kl_o_to_q"]  # memorizes
+        urns = [[t["urns"] for t in read(RUNS[run])["trajectories"]] for run in ("run_4", "run_5")]
+        assert urns[0] == urns[1]
 
 
 def test_other_numbers_quoted_equal_the_json():
