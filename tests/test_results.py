@@ -342,6 +342,7 @@ def test_what_is_said_of_the_primary_comparison():
         assert found["kl_o_to_q"] < found["o_to_model"] < found["o_to_r"]  # nearer to O than R, farther than Q
         permuted = compared("run_5", D)
         assert permuted["r_to_o"][1] > 0.5 and permuted["o_to_model"] < permuted["kl_o_to_q"]  # memorizes
+        assert permuted["q_to_o"][1] < 0.5 < permuted["q_to_o"][2]
         urns = [[t["urns"] for t in read(RUNS[run])["trajectories"]] for run in ("run_4", "run_5")]
         assert urns[0] == urns[1]
 

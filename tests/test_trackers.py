@@ -179,6 +179,21 @@ def test_whatever_a_tracker_does_costs_one_line(tmp_path, without, monkeypatch, 
     assert not multiprocessing.active_children()
 
 
+def test_two_runs_are_two_of_a_tracker_too(tmp_path, monkeypatch):
+    """Another folder, and the same one trained anew: the ids of trajectories that are called the same differ."""
+
+    def tell(path, run_id, *_):
+        with open(tmp_path / "ids", "a") as file:
+            file.write(f"{run_id}\n")
+        return lambda step, numbers: None, lambda: None
+
+    monkeypatch.setitem(harness.TRACKERS, "wandb", tell)
+    for arguments in (["run_0"], ["run_1"], ["run_1", "--overwrite"]):
+        short = [*TINY, "--tasks", "2", "--steps", "5", "--track", "wandb", "--out_dir"]
+        assert experiment.main([*short, str(tmp_path / arguments[0]), *arguments[1:]]) == 0
+    assert len({*(tmp_path / "ids").read_text().split()}) == 3
+
+
 def test_a_tracker_that_is_not_there_is_named_and_nothing_is_touched(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wandb").mkdir()  # which is no package
