@@ -2,6 +2,7 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,20 +22,40 @@ forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["torch._dynamo", "matplotlib.pyplot", "tqdm"])
 
 
-def run_script(command: list[str], cwd: str | None, output: str) -> None:
+def interrupt_at(n: int) -> None:
+    """Let this process, which is about to run a script, get SIGTERM at the n-th update of itself and its workers."""
+    import torch
+
+    count, process, backward = multiprocessing.Value("i", 0), os.getpid(), torch.Tensor.backward
+
+    def step(loss):
+        with count.get_lock():
+            count.value += 1
+            if count.value == n:
+                os.kill(process, signal.SIGTERM)
+        backward(loss)
+
+    torch.Tensor.backward = step
+
+
+def run_script(command: list[str], cwd: str | None, output: str, interrupted: int | None) -> None:
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(output + suffix, os.O_WRONLY | os.O_CREAT, 0o644), number)
     os.chdir(cwd or ".")
+    if interrupted:
+        interrupt_at(interrupted)
     sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
     runpy.run_path(command[0], run_name="__main__")
 
 
-def launch(*arguments, script=ROOT / "experiment.py", cwd=None) -> subprocess.CompletedProcess:
-    """Run a script in its own process, output captured, not a terminal."""
+def launch(
+    *arguments, script=ROOT / "experiment.py", cwd=None, interrupted: int | None = None
+) -> subprocess.CompletedProcess:
+    """Run a script in its own process, output captured, not a terminal; with SIGTERM at its `interrupted`-th update."""
     command = [str(script), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         output = f"{folder}/process"
-        process = forks.Process(target=run_script, args=(command, cwd and str(cwd), output))
+        process = forks.Process(target=run_script, args=(command, cwd and str(cwd), output, interrupted))
         process.start()
         process.join(600)
         assert process.exitcode is not None, "hangs"

@@ -4,8 +4,6 @@ import importlib.util
 import itertools
 import json
 import math
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -421,19 +419,6 @@ def test_a_model_learns_what_it_is_not_shown_and_an_early_stop_changes_no_number
     assert len(shorter["step"]) == n and {key: values[:n] for key, values in curves.items()} == shorter
     grown = run(tmp_path / "true", f"{words} --seeds 2")  # a run whose model ended early grows
     assert grown["cells"][0] == other and grown["timing"]["model_steps"] == grown["cells"][1]["stopped_at"]
-
-
-@pytest.mark.parametrize("place", ["beside the script", "two folders above"])
-def test_a_copy_runs_with_a_copy_of_the_harness(complete, tmp_path, place):
-    folder = tmp_path if place == "beside the script" else tmp_path / "studies" / "grokking"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(SCRIPT, folder)
-    shutil.copy(ROOT / "harness.py", tmp_path)
-    command = [sys.executable, "experiment.py", *TINY, "--architectures", "L1_d16_h2", "--seeds", "2"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
-    found, wanted = (json.loads((path / "final_info.json").read_bytes()) for path in (folder / "run_0", complete))
-    assert found == {"x_div_y/L1_d16_h2": wanted["x_div_y/L1_d16_h2"]}
 
 
 BAD_INPUT = [
