@@ -1268,6 +1268,8 @@ def tensorboard_logger(path: Path, run_id: str, stem: str, first: int, settings:
 def wandb_logger(path: Path, run_id: str, stem: str, first: int, settings: dict) -> tuple[Callable, Callable]:
     import wandb
 
+    for name in ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH"):  # of a sweep there is one run, not one per trajectory
+        os.environ.pop(name, None)
     where = {"dir": os.environ.get("WANDB_DIR", path), "group": path.name, "name": stem, "id": run_id}
     quiet = wandb.Settings(console="off", silent=True)
     run = wandb.init(**where, config=settings, resume="allow", reinit="create_new", settings=quiet)

@@ -91,11 +91,13 @@ def test_tensorboard_has_every_number_of_every_trajectory(tmp_path, without):
 
 
 def test_wandb_has_every_number_in_a_run_per_trajectory_grouped_by_folder(tmp_path, without, monkeypatch, capfd):
-    """Offline; a killed run is continued in the same ones."""
+    """Offline; a killed run is continued in the same ones, also below an agent of a sweep, which has one run."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "urns")
     folder = tmp_path / "run"
     kill(folder, "wandb")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent")
     assert experiment.main([*GRID, "--out_dir", str(folder), "--track", "wandb"]) == 0
     assert capfd.readouterr().err == ""
     assert (folder / "final_info.json").read_bytes() == (without / "final_info.json").read_bytes()
