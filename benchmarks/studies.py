@@ -4,9 +4,9 @@
     python benchmarks/studies.py             # all five, about eight minutes on two quiet cores
     python benchmarks/studies.py grokking    # one of them
 
-As in a run every core has a process: all measure the same. In each the study's trainer and a plain loop (loss, zero_grad,
-backward, step) take turns on one model of every shape of the default run. Times per update are means over the updates of
-that run; ratios are those of a round, and the median is told. The default run's minutes are computed from these times.
+As in a run every core has a process: all measure the same. In each the study's trainer and a plain loop (loss,
+zero_grad, backward, step) take turns on one model of every shape of the default run. Times per update are means over
+the updates of that run; ratios are those of a round, and the median is told. The minutes of the run are computed.
 """
 
 import importlib.util
