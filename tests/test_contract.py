@@ -146,6 +146,21 @@ def test_the_one_minute_command_trains_and_draws(study, tmp_path):
     assert [*folder.rglob("*.png")]
 
 
+@pytest.mark.parametrize("study", [study for study in SMALL if study != "recall"])
+def test_loops_find_their_prompt_and_ideas_and_researchers_the_same_sections(study):
+    folder = folder_of(study)
+    assert list(read(folder / "prompt.json")) == ["system", "task_description"]
+    ideas = read(folder / "seed_ideas.json")
+    assert len(ideas) >= 6 and len({idea["Name"] for idea in ideas}) == len(ideas)
+    for idea in ideas:
+        assert list(idea) == ["Name", "Title", "Experiment", "Interestingness", "Feasibility", "Novelty"]
+        assert all(1 <= idea[key] <= 10 for key in list(idea)[3:])
+        assert idea["Name"].isidentifier() and idea["Name"] == idea["Name"].lower()
+    sections = re.findall("^## (.*)$", (folder / "README.md").read_text(), re.M)
+    wanted = ["The answer", "Run it", "What the numbers mean", "What is compared", "What differs from the original"]
+    assert sections == wanted if study != "balls_and_urns" else sections[:2] == wanted[:2]
+
+
 # ---- Commands --------------------------------------------------------------------------------------------------------
 
 

@@ -253,14 +253,3 @@ def test_a_fault_is_told_within_the_end_of_standard_error(template, tmp_path, wh
     checkpoints = folder / "run_1" / "checkpoint"  # with nothing saved, the folder is free for the next attempt
     assert (checkpoints / "fingerprint.json").exists() == bool(list(checkpoints.glob("*.pt")))
     assert not (where == "beside a model that is well" and checkpoints.exists())
-
-
-def test_template_files_are_what_the_loops_expect():
-    prompt = json.loads((ROOT / "prompt.json").read_text())
-    assert set(prompt) == {"system", "task_description"}
-    ideas = json.loads((ROOT / "seed_ideas.json").read_text())
-    assert len(ideas) >= 6 and len({idea["Name"] for idea in ideas}) == len(ideas)
-    for idea in ideas:
-        assert list(idea) == ["Name", "Title", "Experiment", "Interestingness", "Feasibility", "Novelty"]
-        assert all(1 <= idea[key] <= 10 for key in list(idea)[3:])
-        assert idea["Name"].isidentifier() and idea["Name"] == idea["Name"].lower()
