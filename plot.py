@@ -300,7 +300,7 @@ def in_words(cells: list[dict], key: str = ANSWER, digits: int = 2) -> str:
 def add_title(figure: plt.Figure, title: str, question: str) -> None:
     """Title of a figure, in as many lines as its width asks for."""
     lines = f"{title}: {question}".splitlines()
-    figure.suptitle("\n".join(textwrap.fill(line, int(9 * figure.get_figwidth())) for line in lines), fontsize=12)
+    figure.suptitle("\n".join(textwrap.fill(line, int(11 * figure.get_figwidth())) for line in lines), fontsize=12)
 
 
 def draw_row(panel: plt.Axes, y: int, cells: list[dict]) -> None:
@@ -417,7 +417,7 @@ def draw_maps(runs: dict[str, dict], titles: dict[str, str], title: str, questio
     bar.ax.set_yticklabels(["0  like the\n   generalizer", "0.25", "0.5", "0.75", "1  like the\n   memorizer M"])
     add_title(figure, title, question)
     notes = (", ".join(label for label, *_ in PREDICTORS.values()), notes_on(list(runs.values())))
-    figure.supxlabel("\n".join(textwrap.fill(note, int(12 * size[0])) for note in notes), fontsize=9)
+    figure.supxlabel("\n".join(textwrap.fill(note, int(14 * size[0])) for note in notes), fontsize=9)
     return figure
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import re
@@ -154,8 +155,8 @@ def test_the_yardstick_is_what_the_readme_names_and_its_hash_is_of_their_source(
 # The decimals of the answer in README.md and of what was found in results/README.md, in their order: run, cell
 # and key of each; number of the pooled coordinate and its interval, from R or from Q to O; or a constant.
 ANSWER = """
-run_0 D4_N20000 reference.posterior_mean.relative_divergence
-run_0 D32_N20000 reference.posterior_mean.relative_divergence
+run_3 D4_N20000 reference.posterior_mean.relative_divergence
+run_3 D32_N20000 reference.posterior_mean.relative_divergence
 run_2 D4_N20000 exact_kl_to_m
 run_0 D4_N20000 reference.orbit.kl_to_m
 run_4 D2 r_to_o 0
@@ -217,6 +218,48 @@ run_5 D2_N20000 exact_embedding_noise
 run_5 D4_N20000 exact_embedding_noise
 run_4 D2_N20000 exact_order_noise
 run_4 D4_N20000 exact_order_noise
+run_3 D4_N1000 exact_kl_to_posterior_mean
+run_3 D8_N1000 exact_kl_to_posterior_mean
+run_3 D16_N1000 exact_kl_to_posterior_mean
+run_3 D32_N1000 exact_kl_to_posterior_mean
+run_3 D4_N20000 exact_kl_to_posterior_mean
+run_3 D8_N20000 exact_kl_to_posterior_mean
+run_3 D16_N20000 exact_kl_to_posterior_mean
+run_3 D32_N20000 exact_kl_to_posterior_mean
+run_3 D4_N1000 exact_kl_to_best_counting
+run_3 D8_N1000 exact_kl_to_best_counting
+run_3 D16_N1000 exact_kl_to_best_counting
+run_3 D32_N1000 exact_kl_to_best_counting
+run_3 D4_N20000 exact_kl_to_best_counting
+run_3 D8_N20000 exact_kl_to_best_counting
+run_3 D16_N20000 exact_kl_to_best_counting
+run_3 D32_N20000 exact_kl_to_best_counting
+run_3 D4_N1000 exact_kl_to_orbit
+run_3 D8_N1000 exact_kl_to_orbit
+run_3 D16_N1000 exact_kl_to_orbit
+run_3 D32_N1000 exact_kl_to_orbit
+run_3 D4_N20000 exact_kl_to_orbit
+run_3 D8_N20000 exact_kl_to_orbit
+run_3 D16_N20000 exact_kl_to_orbit
+run_3 D32_N20000 exact_kl_to_orbit
+run_3 D4_N20000 exact_embedding_noise
+run_3 D8_N20000 exact_embedding_noise
+run_3 D16_N20000 exact_embedding_noise
+run_3 D32_N20000 exact_embedding_noise
+run_3 D4_N20000 exact_order_noise
+run_3 D8_N20000 exact_order_noise
+run_3 D16_N20000 exact_order_noise
+run_3 D32_N20000 exact_order_noise
+run_3 D4_N20000 reference.best_counting.kl_to_orbit
+run_3 D8_N20000 reference.best_counting.kl_to_orbit
+run_3 D16_N20000 reference.best_counting.kl_to_orbit
+run_3 D32_N20000 reference.best_counting.kl_to_orbit
+run_3 D4 r_to_o 0
+run_3 D4 r_to_o 1
+run_3 D4 r_to_o 2
+run_3 D8 r_to_o 0
+run_3 D8 r_to_o 1
+run_3 D8 r_to_o 2
 run_0 D4_N20000 exact_kl_to_posterior_mean
 run_0 D8_N20000 exact_kl_to_posterior_mean
 run_0 D16_N20000 exact_kl_to_posterior_mean
@@ -301,6 +344,21 @@ def test_what_the_readme_says_is_more_or_less_falls_or_rises():
         assert D != 8 or late > early
     s_and_m = in_json("run_0", end, "reference.posterior_mean.kl_to_m")  # at D = 32
     assert s_and_m < min(in_json("run_0", end, f"exact_kl_to_{x}") for x in ("posterior_mean", "m"))
+    for D, N in itertools.product(tasks, steps):
+        far = {
+            key: in_json("run_3", f"D{D}_N{N}", f"exact_kl_to_{key}") for key in ("posterior_mean", "orbit", "m", "g")
+        }
+        assert in_json("run_3", f"D{D}_N{N}", "exact_kl_to_best_counting") < min(far.values())
+    for D in tasks:
+        against_s = [in_json("run_3", f"D{D}_N{N}", "relative_divergence_posterior_mean") for N in steps]
+        assert against_s == sorted(against_s, reverse=True)
+    at = {(c["n_tasks"], c["seed"], c["n_steps"]): c for c in read(RUNS["run_3"])["cells"]}
+    lead = {place: cell["exact_kl_to_orbit"] - cell["exact_kl_to_best_counting"] for place, cell in at.items()}
+    models = [*itertools.product(tasks, range(5))]
+    assert sum(lead[*model, 20_000] < lead[*model, 10_000] for model in models) == 19 == len(models) - 1
+    told = {D: plot.biases(plot.coordinates_at(read(RUNS["run_3"]), D)) for D in tasks}
+    neither = [D for D, (r, o, _, *between) in told.items() if min(r, o) > max(between)]
+    assert neither == [16, 32]
     nearest = ("g", "m", "posterior_mean", "orbit")
     assert min(in_json("run_0", "D4_N1000", f"exact_kl_to_{x}") for x in nearest) > plot.NEITHER_NATS
 
