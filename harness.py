@@ -130,7 +130,7 @@ class Trajectory(abc.ABC):
     seed: int
     cells: dict[int, str]  # the cells of the results that it serves, by their number of updates: {7500: "width_64"}
     streams: tuple  # what its random streams are named by: models that share it start and are trained alike
-    measured: tuple[int, ...] = ()  # after which further updates it is measured; 0 is before the first
+    measured: tuple[int, ...] = ()  # after which other updates, up to the last, it is measured; 0 is before the first
     shape: Hashable = None  # on a GPU trajectories of equal shape, whose methods do the same, train as one; None: alone
     clip_norm: float | None = None  # the gradient is scaled down to this norm
     window: int = 100  # of how many updates measure() gets what loss() reported
@@ -188,11 +188,12 @@ class Trajectory(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, observed, update: int, recent: dict[str, list[float]], points: list[dict]) -> dict:
-        """Numbers, lists of numbers or None made of what was observed after `update` updates and of what loss()
-        reported in the last of them, oldest first ({} at the start). `points` are those before, each at a `step`."""
+        """Numbers, text, None or lists and dicts of these, made of what was observed after `update` updates and of what
+        loss() reported in the last of them, oldest first ({} at the start). `points` are those before, each at a
+        `step`."""
 
     def finished(self, points: list[dict]) -> bool:
-        """Whether training may end early, by the measured points alone."""
+        """Whether training may end early, by the measured points alone: asked at each of them, 0 included."""
         return False
 
     @abc.abstractmethod
@@ -260,7 +261,7 @@ def leaves(value, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def plain(numbers: dict) -> dict:
-    """As plain JSON types, NaN and infinity included. TypeError with the key of what cannot be stored."""
+    """As JSON has them: None stands for NaN and infinity. TypeError with the key of what cannot be stored."""
     names = []
     for key, value in leaves(numbers):
         names.append(key)
@@ -271,7 +272,7 @@ def plain(numbers: dict) -> dict:
     for name in names if len(set(names)) < len(names) else ():
         if names.count(name) > 1:
             raise TypeError(f"{name} must be one number: two have this name")
-    return json.loads(json.dumps(numbers))
+    return json.loads(strict_json(numbers))
 
 
 def rates_of(trajectory: Trajectory, n: int) -> list[float]:
@@ -284,6 +285,9 @@ def rates_of(trajectory: Trajectory, n: int) -> list[float]:
                     f"learning_rate() must be a finite number of at least 0, is {rate!r} at update {update}"
                 )
         return rates
+
+
+TOLD = ("name", "seed", "updates", "rungs")  # what the results say of every trajectory, beside extras and curves
 
 
 class Progress:
@@ -348,6 +352,9 @@ class Progress:
         trial = copy.copy(self)
         trial.cells = {}
         trial.reach({*self.trajectory.cells})
+        with faults_name([self], self.trajectory.extras):
+            if taken := trial.extras.keys() & {*TOLD, "curves"}:
+                raise ValueError(f"extras() must leave {', '.join(sorted(taken))} to the harness")
         return trial
 
     def grows_from(self, other: "Progress") -> bool:
@@ -565,6 +572,9 @@ class Ensemble:
         with self.precision():
             if not self.stacked:
                 objective, reported = self.first.loss(self.model, **{key: values[0] for key, values in batch.items()})
+                for name, value in {"the objective": objective, **reported}.items() if not self.checked else ():
+                    if not isinstance(value, torch.Tensor) or value.ndim:
+                        raise TypeError(f"loss() must give scalar tensors: {name} is {value!r:.100}")
                 return objective[None], {name: value[None] for name, value in reported.items()}
 
             def one(state, batch):
@@ -832,7 +842,10 @@ def check_continuation(trajectory: Trajectory, device: torch.device) -> None:
     for name in wanted.keys() & found.keys():
         size = wanted[name].nan_to_num(0.0, 0.0, 0.0).norm()
         if not less(found[name], wanted[name]).norm() <= (0 if device.type == "cpu" else 1e-3) * size:
-            raise ValueError(f"a checkpoint does not hold all that {name} depends on: continued, it is another one")
+            raise ValueError(
+                f"a checkpoint does not hold all that {name} depends on, nor what batches() or loss() keep for later: "
+                "continued, it is another one"
+            )
 
 
 def less(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -1076,6 +1089,8 @@ def prepare_thread(device: torch.device) -> None:
 
 def pick_device(config) -> torch.device:
     """The device that config.device asks for. UserError if this machine has none, or if the precision is unknown."""
+    if not hasattr(config, "device"):
+        raise TypeError("Config must have a field device: auto, cpu, cuda or mps")
     require(config, "device", config.device in ("auto", "cpu", "cuda", "mps"), "auto or cpu or cuda or mps")
     if hasattr(config, "precision"):
         known = ("float32", "tf32", "bf16")
@@ -1460,6 +1475,7 @@ class RunDirectory:
         self.environment = environment(study, device)
         own = {"config": asdict(config)} | {key: self.environment[key] for key in self.OWN}
         self.fingerprint = json.loads(strict_json(own))
+        self.doubt = ""  # why the run in the folder is no part of this one
         self.found, self.earlier = {}, []  # what all_results.json has had of this run, or of a part of it
 
     @property
@@ -1515,8 +1531,8 @@ class RunDirectory:
                 progress.points = [
                     dict(zip(curves, point, strict=True)) for point in zip(*curves.values(), strict=True)
                 ]
-                progress.extras = {key: value for key, value in told.items() if key not in ("name", "seed", "curves")}
-                progress.step, progress.rungs = progress.points[-1]["step"], progress.extras.pop("rungs")
+                progress.extras = {key: value for key, value in told.items() if key not in (*TOLD, "curves")}
+                progress.step, progress.rungs = progress.points[-1]["step"], told["rungs"]
                 progress.seconds = results["timing"]["seconds_by_model"][t.stem]
             final_info = json.loads(self.contents(was, results["timing"])["final_info.json"])
             summary(final_info, results["timing"])  # fails here if it is not what a run writes
@@ -1557,24 +1573,33 @@ class RunDirectory:
             if (one.cells, one.measured) == (other.cells, other.measured):  # else it was another model at its end
                 kept.append((new, old))
         for new, old in dict.fromkeys([*kept[:1], *kept[-1:]]):
-            again, last = Progress(new.trajectory), max(0, new.trajectory.updates - 1) // CHUNK * CHUNK
-            for n in new.trajectory.cells:
-                again.points = [point for point in old.points if point["step"] <= n]
-                again.reach({n})
-            told, made = [], []
-            for progress, t in ((again, new.trajectory), (old, old.trajectory)):
-                fresh, first = Ensemble([Progress(t)], torch.device("cpu")), min({*t.measured, *t.cells})
-                _, (recent,) = fresh.advance(min(1, t.updates), SimpleNamespace(value=False))
-                fresh.step = first
-                numbers = plain(t.measure(fresh.observe(0), first, recent, []))
-                early = [t.finished(old.points[: i + 1]) for i in range(len(old.points))]
-                known = leaves([progress.cells, progress.extras, numbers, early])
-                told.append(strict_json([leaf for leaf in known if leaf[1] is not None]))  # what a point lacks is null
-                made.append(trial([Progress(t)], fresh.device, "plain")[0] | t.batches(last, CHUNK, fresh.device))
-            tensors = zip(*(found.values() for found in made), strict=True)
-            if told[0] != told[1] or not all(torch.equal(*two) for two in tensors):
-                raise ValueError("what its methods read off the configuration is not the same")
+            try:
+                self.compare(new.trajectory, old)
+            except Exception as error:
+                self.doubt = f": {error}"
+                raise
         return kept
+
+    def compare(self, new: Trajectory, old: Progress) -> None:
+        """ValueError if the methods of what the trajectory has become do not what those of the old one did."""
+        again, last = Progress(new), max(0, new.updates - 1) // CHUNK * CHUNK
+        for n in new.cells:
+            again.points = [point for point in old.points if point["step"] <= n]
+            again.reach({n})
+        told, made = [], []
+        for progress, t in ((again, new), (old, old.trajectory)):
+            fresh, first = Ensemble([Progress(t)], torch.device("cpu")), min({*t.measured, *t.cells})
+            _, (recent,) = fresh.advance(min(1, t.updates), SimpleNamespace(value=False))
+            fresh.step = first
+            numbers = plain(t.measure(fresh.observe(0), first, recent, []))
+            early = [t.finished(old.points[: i + 1]) for i in range(len(old.points))]
+            known = leaves([progress.cells, progress.extras, numbers, early])
+            told.append(strict_json([leaf for leaf in known if leaf[1] is not None]))  # what a point lacks is null
+            made.append(trial([Progress(t)], fresh.device, "plain")[0] | t.batches(last, CHUNK, fresh.device))
+        differ = [name for name, one in made[0].items() if not torch.equal(one, made[1][name])]
+        if differ or told[0] != told[1]:
+            what = differ[0] if differ else "what is measured or told"
+            raise ValueError(f"what its methods read off config makes {what} of {new.name} another one")
 
     def open(self, plan: list[Progress], restarted: bool) -> None:
         """Lock the folder for this process and recall what it has of this run. UserError if it holds another."""
@@ -1594,7 +1619,7 @@ class RunDirectory:
             if found := None if overwrite else self.holder():
                 whole, running = self.recall(plan), bool(read_json(self.marker))
                 if found != self.fingerprint and (running or not whole):
-                    raise UserError(self.refusal(f"holds another run ({self.changed(found)})"))
+                    raise UserError(self.refusal(f"holds another run ({self.changed(found)}){self.doubt}"))
                 if not whole and not running:
                     raise UserError(
                         self.refusal(
@@ -1694,7 +1719,8 @@ class RunDirectory:
         for progress in plan:
             keys = dict.fromkeys(key for point in progress.points for key in point)
             curves = {key: [point.get(key) for point in progress.points] for key in keys}
-            told = {"name": progress.trajectory.name, "seed": progress.trajectory.seed, "rungs": progress.rungs}
+            t = progress.trajectory
+            told = dict(zip(TOLD, (t.name, t.seed, t.updates, progress.rungs), strict=True))
             trajectories.append(told | progress.extras | told | {"curves": curves})
         results = {"config": asdict(self.config), "environment": self.environment}
         results |= {"earlier_environments": self.earlier} if self.earlier else {}
@@ -1830,6 +1856,8 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
             metavar="X",
             help=f"{comments.get(field.name, '')} (default {shown})".replace("%", "%%"),
         )
+    if presets and "preset" not in forms:
+        raise TypeError("Config must have a field preset: there are presets")
     path = partial(read_word, Path, False)
     parser.add_argument("--out_dir", type=path, default=Path("run_0"), help="where the results go (default run_0)")
     parser.add_argument("--overwrite", action="store_true", help="remove what another run wrote to OUT_DIR")
@@ -1865,8 +1893,10 @@ def parse_arguments(study: Study, argv: list[str]) -> tuple[object, argparse.Nam
             if not (optional and value is None):
                 one = length != 0 and not isinstance(value, tuple) and value is not None
                 known = inspect.formatannotation(hints[name]) if name in hints else "a field of Config"
-                comma = f": one value needs a comma, ({value!r},)" * one
-                raise TypeError(f"Config.{name} = {value!r} must be {known}{comma}")
+                comma = f": {'a tuple is' if isinstance(value, list) else 'one value needs a comma,'} " * one
+                comma += repr(tuple(value) if isinstance(value, list) else (value,)) * one
+                where = f" (--preset {preset})" if name in presets.get(preset, {}) and name not in given else ""
+                raise TypeError(f"Config.{name} = {value!r}{where} must be {known}{comma}")
     config = Config(**values)
     for name in (name for name, value in given.items() if value == ()):
         raise UserError(f"--{name}: must be one or more values")
@@ -2081,6 +2111,8 @@ def run_study(study: Study, argv: list[str] | None = None) -> int:
 def bundle(script: Path) -> str:
     """Source of one script that holds a study and, as a text line by line, the harness as the module it imports."""
     study, harness = (path.read_text("utf-8") for path in (script, Path(__file__)))
+    if not re.search(r"\b(import|from) harness\b", study):
+        raise ValueError(f"{script}: must be a study, which imports harness")
     node = ast.parse(study).body[0]
     head = node.end_lineno if isinstance(getattr(node, "value", None), ast.Constant) else 0  # what --help shows
     lines, quotes = study.splitlines(), "'" * 3

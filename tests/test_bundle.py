@@ -30,7 +30,8 @@ def test_one_script_is_printed_or_written_and_shows_the_study_s_help(tmp_path):
 IMPORT = "from harness import Study, Trajectory, run_study\n"
 REFUSED = {
     "an import from the future": ("from __future__ import annotations\n" + IMPORT, "__future__"),
-    "a syntax error": ("def f(:\n", "invalid syntax"),
+    "a syntax error": ("def f(:\n" + IMPORT, "invalid syntax"),
+    "a script that is no study": ("import json\n", "imports harness"),
 }
 
 

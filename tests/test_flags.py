@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 import harness
-from harness import Study, UserError, parse_arguments, require, run_study
+from harness import Study, UserError, parse_arguments, pick_device, require, run_study
 
 import pytest
 
@@ -290,9 +290,21 @@ def test_a_whole_number_may_stand_for_a_number():
 
 
 def test_a_preset_that_is_not_of_its_kind_is_named_with_its_value():
-    for preset, told in (({"pair": (5)}, "comma"), ({"whole": "x"}, "whole"), ({"huge": 1}, "Config.huge")):
+    wrong = [
+        ({"pair": (5)}, "comma"),
+        ({"whole": "x"}, r"whole = 'x' \(--preset default\)"),
+        ({"huge": 1}, "Config.huge"),
+    ]
+    for preset, told in (*wrong, ({"pair": [5]}, r"a tuple is \(5,\)")):
         with pytest.raises(TypeError, match=told):
             parse_arguments(study(presets={"default": preset}), [])
+
+
+def test_a_field_that_the_harness_needs_is_named():
+    with pytest.raises(TypeError, match="a field preset"):
+        parse_arguments(study(Fine, {"small": {}}), [])
+    with pytest.raises(TypeError, match="a field device"):
+        pick_device(Fine())
 
 
 EMPTY = [f"--{field.name}" for field in fields(Config)] + ["--out_dir"]

@@ -169,7 +169,8 @@ def test_what_a_method_reads_off_a_list_that_grows_is_noticed(folder, monkeypatc
     monkeypatch.setattr(experiment.UrnTrajectory, method, reading)
     capsys.readouterr()
     assert run(folder, "--tasks", 3, 5) == 2 and listing(folder) == before
-    assert "tasks [3] -> [3, 5]" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "tasks [3] -> [3, 5]" in told and ("read off config" in told or method == "observe")
     assert run(folder, "--seeds", 2) == (2 if method == "observe" else 0)  # another yardstick, else no difference
 
 
@@ -377,7 +378,7 @@ def test_a_run_with_a_value_that_json_lacks_grows(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["last_task", "late", "measure", "finished", "cell", "extras"])
-def test_what_is_read_off_a_list_late_or_of_one_model_alone_is_noticed(tmp_path, monkeypatch, part):
+def test_what_is_read_off_a_list_late_or_of_one_model_alone_is_noticed(tmp_path, monkeypatch, capsys, part):
     right = experiment.UrnTrajectory
 
     def optimizer(self, params, lr):
@@ -400,7 +401,9 @@ def test_what_is_read_off_a_list_late_or_of_one_model_alone_is_noticed(tmp_path,
     monkeypatch.setattr(right, *edits[part])
     grid = ["--tasks", 2, 3, "--steps", 250 if part == "late" else 10]
     assert run(tmp_path / "run", *grid) == 0
+    capsys.readouterr()
     assert run(tmp_path / "run", "--tasks", 2, 3, 4, *grid[3:]) == 2
+    assert "): what its methods read off config makes " in capsys.readouterr().err
 
 
 def test_a_yardstick_that_was_overwritten_does_not_grow_a_run(folder, monkeypatch, capsys):
@@ -452,6 +455,18 @@ def test_a_number_that_is_not_finite_is_the_same_when_it_is_read_again(tmp_path,
     assert run(tmp_path / "run") == 0 and listing(tmp_path / "run") == before
     assert run(tmp_path / "run", "--seeds", 2) == 0 and run(tmp_path / "anew", "--seeds", 2) == 0
     assert results(tmp_path / "run") == results(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("place", ["measure", "extras"])
+def test_a_run_with_numbers_that_are_not_finite_grows(tmp_path, monkeypatch, place):
+    """What a cell makes of its points is the same whether they were just measured or read again: infinity is None."""
+    right, cell = getattr(experiment.UrnTrajectory, place), experiment.UrnTrajectory.cell
+    monkeypatch.setattr(experiment.UrnTrajectory, place, lambda self, *given: right(self, *given) | {"odds": math.inf})
+    seen = lambda self, points: cell(self, points) | {"odds": repr(points[-1].get("odds"))}  # noqa: E731
+    monkeypatch.setattr(experiment.UrnTrajectory, "cell", seen)
+    assert run(tmp_path / "run") == 0 and run(tmp_path / "run", "--seeds", 2) == 0
+    assert steps(tmp_path / "run") == 10 and json.loads(results(tmp_path / "run")[0])
+    assert {cell["odds"] for cell in results(tmp_path / "run")[2]["cells"]} == {"None"}
 
 
 def test_cells_that_change_the_points_they_are_given_change_nothing(tmp_path, complete, monkeypatch):

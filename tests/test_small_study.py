@@ -343,6 +343,17 @@ SLIPS = {
     "a final number of the wrong kind": ("cell", lambda self, points: {"test_loss": {1, 2}}, "test_loss must be"),
     "what else is kept": ("extras", lambda self, points: self.nothing, "nothing"),
     "what else is kept, of the wrong kind": ("extras", lambda self, points: {"kept": b""}, "kept must be"),
+    "what else is kept, by a name that is taken": ("extras", lambda self, points: {"seed": 0}, "must leave seed to"),
+    "an objective that is no scalar": (
+        "loss",
+        lambda self, model, **_: (torch.ones(2), {}),
+        "objective is tensor([1., 1",
+    ),
+    "a report that is no tensor": (
+        "loss",
+        lambda self, model, **_: (torch.ones(()), {"a": 1.0}),
+        "scalar tensors: a is 1.0",
+    ),
     "a measured number of the wrong kind": ("measure", lambda self, *_: {"loss": torch.ones(1)}, "loss must be"),
 }
 
@@ -357,9 +368,10 @@ def test_a_slip_after_training_shows_at_the_first_measured_point(tmp_path, monke
         monkeypatch.setattr(small_study.CrossTrajectory, place, wrong)
     steps = first_point_only(monkeypatch)
     assert small_study.main([*CPU, "--plain", "--out_dir", str(tmp_path / "run")]) == 1
-    assert max(steps) == (0 if place == "measure" else 5)
+    first = 0 if place in ("measure", "loss") else 5
+    assert max(steps, default=0) == first
     err = capsys.readouterr().err
-    assert told in err and f"in cell width_6_epochs_14 (seed 0), after step {max(steps)}" in err, err
+    assert told in err and f"in cell width_6_epochs_14 (seed 0), after step {first}" in err, err
 
 
 @pytest.mark.parametrize("yardstick", [(3,), ("accuracy",), (max,)])
