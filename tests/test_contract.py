@@ -65,6 +65,8 @@ def test_files_are_what_loops_and_spreadsheets_read(complete, study):
     results, final_info = (read(folder / "run_0" / name) for name in (RESULTS[0], RESULTS[2]))
     assert set(results) == {"config", "environment", "trajectories", "cells", "timing"}
     assert {"script_sha256", "harness_sha256", "yardstick_sha256"} <= set(results["environment"])
+    told = {"name", "seed", "updates", "rungs", "curves"}
+    assert all(told <= trajectory.keys() for trajectory in results["trajectories"])
     assert results["config"]["seeds"] == 2 and len(results["cells"]) == 2 * len(final_info)
     for i, (name, cell) in enumerate(final_info.items()):
         assert list(cell) == ["means", "stderrs", "final_info_dict"]
