@@ -218,6 +218,14 @@ run_5 D2_N20000 exact_embedding_noise
 run_5 D4_N20000 exact_embedding_noise
 run_4 D2_N20000 exact_order_noise
 run_4 D4_N20000 exact_order_noise
+run_6 D2_N20000 exact_kl_to_m
+run_6 D4_N20000 exact_kl_to_m
+run_6 D2_N20000 reference.orbit.kl_to_m
+run_6 D4_N20000 reference.orbit.kl_to_m
+run_6 D2_N20000 exact_fresh_kl_to_m
+run_6 D4_N20000 exact_fresh_kl_to_m
+run_6 D2_N20000 exact_fresh_kl_to_posterior_mean
+run_6 D4_N20000 exact_fresh_kl_to_posterior_mean
 run_3 D4_N1000 exact_kl_to_posterior_mean
 run_3 D8_N1000 exact_kl_to_posterior_mean
 run_3 D16_N1000 exact_kl_to_posterior_mean
