@@ -114,10 +114,11 @@ def test_a_field_that_a_run_does_not_have_means_its_default(tmp_path, monkeypatc
         (tmp_path / name / "all_results.json").write_text(json.dumps(whole | {"config": config}))
     assert plot.main([str(tmp_path)]) == 0
     kinds = ("heatmap", "distance", "curves", "positions")
-    assert drawn == [f"{kind}_{name}.png" for name in ("run_0", "run_1") for kind in kinds] + ["compare.png", "answer.png"]
+    each = [f"{kind}_{name}.png" for name in ("run_0", "run_1") for kind in kinds]
+    assert drawn == [*each, "compare.png", "answer.png"]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run_")]
     numbers = [[line.partition(" ")[2] for line in lines if line.startswith(name)] for name in ("run_0", "run_1")]
-    assert numbers[0] == numbers[1] and len(numbers[0]) == 32
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 52
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
