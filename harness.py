@@ -1596,7 +1596,9 @@ class RunDirectory:
             known = leaves([progress.cells, progress.extras, numbers, early])
             told.append(strict_json([leaf for leaf in known if leaf[1] is not None]))  # what a point lacks is null
             made.append(trial([Progress(t)], fresh.device, "plain")[0] | t.batches(last, CHUNK, fresh.device))
-        differ = [name for name, one in made[0].items() if not torch.equal(one, made[1][name])]
+        absent = torch.zeros(0)
+        every = [(name, *(found.get(name, absent) for found in made)) for name in made[0] | made[1]]
+        differ = [name for name, *two in every if not torch.equal(*two)]
         if differ or told[0] != told[1]:
             what = differ[0] if differ else "what is measured or told"
             raise ValueError(f"what its methods read off config makes {what} of {new.name} another one")

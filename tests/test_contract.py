@@ -66,7 +66,8 @@ def test_files_are_what_loops_and_spreadsheets_read(complete, study):
     assert set(results) == {"config", "environment", "trajectories", "cells", "timing"}
     assert {"script_sha256", "harness_sha256", "yardstick_sha256"} <= set(results["environment"])
     told = {"name", "seed", "updates", "rungs", "curves"}
-    assert all(told <= trajectory.keys() for trajectory in results["trajectories"])
+    for trajectory in results["trajectories"]:
+        assert told <= trajectory.keys() and trajectory["updates"] == trajectory["curves"]["step"][-1]
     assert results["config"]["seeds"] == 2 and len(results["cells"]) == 2 * len(final_info)
     for i, (name, cell) in enumerate(final_info.items()):
         assert list(cell) == ["means", "stderrs", "final_info_dict"]
