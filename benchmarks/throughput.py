@@ -103,7 +103,11 @@ def matrix_products(c: Config, n_models: int, device: torch.device):
     graph = torch.cuda.CUDAGraph()  # one by one the launches, not the products, would be the floor
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(read=step):  # which holds what the graph reads
+        graph.replay()
+
+    return replay
 
 
 def advance(ensemble: Ensemble, updates: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, launch
 from every_study import SMALL, copy, folder_of, load
 
@@ -188,3 +189,16 @@ def test_help_says_what_every_flag_is(complete, study, capsys):
     for field in fields(module.Config):
         own = re.search(rf"--{field.name} \[?X.*?\(default", told).group()
         assert len(own.split("X")[-1].split()) > 1, own
+
+
+# ---- On a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@STUDIES
+def test_gpu_models_of_every_study_train_side_by_side_in_a_graph_and_beside_it_on_cpus(study, tmp_path):
+    folder = copy(study, tmp_path)
+    done = run(folder, "--out_dir=gpu", "--device=cuda", "--seeds=2")
+    assert "not stacked" not in done.stderr and "not captured" not in done.stderr
+    assert {"captured"} <= {rung for t in read(folder / "gpu" / RESULTS[0])["trajectories"] for rung in t["rungs"]}
+    run(folder, "--out_dir=cpu", "--device=cpu", "--seeds=2")

@@ -1056,6 +1056,19 @@ def test_gpu_trains_without_host_synchronization():
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_process_that_trains_on_a_cpu_does_not_ask_the_gpu_beside_it(tmp_path, monkeypatch):
+    def ask():
+        raise RuntimeError("CUDA error: initialization error")  # what a forked process is answered
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", ask)
+    with pytest.raises(RuntimeError, match="initialization"):
+        advance(Ensemble(planned(Config(tasks=(2,), steps=(20,), n_test=4, seq_len=4)), torch.device("cpu")), 1)
+    few = ["--tasks", "2", "--steps", "20", "--n_test", "4", "--seq_len", "4", "--device", "cpu"]
+    assert harness.run_study(STUDY, [*few, "--out_dir", str(tmp_path / "run")]) == 0
+
+
 def edited(**parts):
     """The study with other parts."""
     return replace(STUDY, **parts)
