@@ -98,9 +98,8 @@ def read_run(path: Path) -> dict | None:
 def cells_of(results: dict) -> dict[tuple, list[dict]]:
     """All seeds of every cell, by the values of PLACE: a cell's numbers with `config` and what is told of its model."""
     place = lambda told: tuple(told[field] for field in PLACE)  # noqa: E731
-    models = {
-        (place(t), t["seed"]): {key: t[key] for key in ("curves", "pairs", "counts")} for t in results["trajectories"]
-    }
+    kept = ("curves", "pairs", "counts")
+    models = {(place(t), t["seed"]): {key: t[key] for key in kept} for t in results["trajectories"]}
     found = {}
     for cell in results["cells"]:
         config = results["config"] | dict(zip(PLACE, place(cell), strict=True))
@@ -197,16 +196,17 @@ def panels_of(results: dict, rows: int, title: str, question: str):
 
 
 def draw_stages(results: dict, title: str) -> plt.Figure:
-    """Memorizing, composition and analogy, and where each seed first reached the threshold."""
-    question = "did analogy come, when, and did it stay? (thick: median; triangles: at the threshold in brackets)"
+    """Memorizing, composition and analogy, and where each seed first reached the threshold, with how many did."""
+    question = "did analogy come, when, and did it stay? (thick: median; triangle: threshold reached)"
     figure, places = panels_of(results, 1, title, question)
     for seeds, (panel,) in places:
         draw_lines(panel, seeds, STAGES)
-        for row, (key, (_, color, _)) in enumerate(STAGES.items()):
+        for height, (key, (label, color, _)) in zip((1.08, 1.15, 1.22, 1.29), STAGES.items(), strict=True):
             reached = [seed[REACHED[key]] for seed in seeds if seed[REACHED[key]] is not None]
-            panel.plot(reached, [1.06 + 0.05 * row] * len(reached), "v", color=color, ms=5)
+            panel.plot(reached, [height] * len(reached), "v", color=color, ms=5)
+            panel.text(0, height, f"{label.split(' o')[0]}, {len(reached)} of {len(seeds)}", fontsize=7, va="center")
         draw_chances(panel, seeds)
-        panel.set(ylim=(-0.03, 1.25), yticks=np.arange(0, 1.1, 0.25), ylabel="accuracy or probability")
+        panel.set(ylim=(-0.03, 1.34), yticks=np.arange(0, 1.1, 0.25), ylabel="accuracy or probability")
     add_legend(figure, [panel for _, (panel,) in places], 2)
     return figure
 
@@ -215,16 +215,21 @@ def draw_energy(results: dict, title: str) -> plt.Figure:
     """What became of analogy above; below, energies over their null, in the rows of the read-out and of the input."""
     tied = results["config"]["tie_weights"]
     kinds = {"": "of the embedding"} if tied else {"read_out_": "of the read-out", "": "of the input"}
-    question = "does the energy of the functor's pairs fall before analogy comes? Its change from update 0 counts"
+    question = "from update 0 on, does the energy of the functor's pairs fall before analogy comes?"
     figure, places = panels_of(results, 1 + len(kinds), title, question)
     for seeds, (top, *low) in places:
         draw_lines(top, seeds, ANALOGY)
         draw_chances(top, seeds)
         top.set(ylim=(-0.03, 1.03), ylabel="probability")
         for panel, (rows, words) in zip(low, kinds.items(), strict=True):
+            if panel is not places[0][1][1]:
+                panel.sharey(places[0][1][1])
             draw_lines(panel, seeds, {f"{rows}{key}": style for key, style in ENERGIES.items()})
             panel.axhline(1, color="0.6", lw=0.8)
             panel.set_ylabel(f"energy / its null,\nrows {words}")
+        came = [seed["t_ana_acc"] for seed in seeds if seed["t_ana_acc"] is not None]
+        for panel in (top, *low) if came else ():
+            panel.axvspan(min(came), max(came), color="0.85", label="analogy comes (accuracy), first to last seed")
     add_legend(figure, [panel for _, own in places for panel in own], 3)
     return figure
 
@@ -271,9 +276,8 @@ def draw_sweep(rows: list[tuple[str, list[dict]]], title: str) -> plt.Figure:
         for y, (_, seeds) in enumerate(rows):
             values = [seed[f"ood_analogical_{key}"] for seed in seeds]
             if None not in values:
-                panel.plot(
-                    values, y + 0.4 * (np.arange(0.5, len(values)) / len(values) - 0.5), "o", color="#0072B2", ms=4
-                )
+                heights = y + 0.4 * (np.arange(0.5, len(values)) / len(values) - 0.5)
+                panel.plot(values, heights, "o", color="#0072B2", ms=4)
                 panel.plot([np.median(values)] * 2, [y - 0.35, y + 0.35], color="black", lw=2)
             chance = seeds[0]["elimination_ood_analogical_acc"]
             if chance and key != "prob_share":
@@ -282,9 +286,8 @@ def draw_sweep(rows: list[tuple[str, list[dict]]], title: str) -> plt.Figure:
         panel.set(xlim=(-0.03, 1.03), xlabel=label, ylim=(len(rows) - 0.5, -0.5))
         panel.grid(color="0.9", axis="x")
         panel.set_axisbelow(True)
-    axes[0].set_yticks(range(len(rows)), [textwrap.fill(name, 34) for name, _ in rows], fontsize=8)
-    question = "where does analogy come, and does it stay? (line: median; dotted: guessing among held-out images)"
-    add_title(figure, title, question)
+    axes[0].set_yticks(range(len(rows)), [textwrap.fill(name, 36) for name, _ in rows], fontsize=8)
+    add_title(figure, title, "where does analogy come, and does it stay? (line: median; dotted: guessing)")
     return figure
 
 
