@@ -42,7 +42,7 @@ import typing
 import uuid
 import warnings
 import weakref
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -263,17 +263,19 @@ def leaves(value, name: str = "") -> Iterator[tuple[str, object]]:
 
 def plain(numbers: dict) -> dict:
     """As JSON has them: None stands for NaN and infinity. TypeError with the key of what cannot be stored."""
-    names = []
-    for key, value in leaves(numbers):
-        names.append(key)
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{key} must be numbers, text or None, is {value!r:.100}: {error}") from None
-    for name in names if len(set(names)) < len(names) else ():
-        if names.count(name) > 1:
+    named = [*leaves(numbers)]
+    for name, times in Counter(name for name, _ in named).items():
+        if times > 1:
             raise TypeError(f"{name} must be one number: two have this name")
-    return json.loads(strict_json(numbers))
+    try:
+        return json.loads(strict_json(numbers))
+    except (TypeError, ValueError):
+        for name, value in named:
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{name} must be numbers, text or None, is {value!r:.100}: {error}") from None
+        raise
 
 
 def rates_of(trajectory: Trajectory, n: int) -> list[float]:
@@ -1018,7 +1020,7 @@ def train(run: "RunDirectory", group: list[Progress], device: torch.device, rung
                 with fast_path(rung):
                     observed = [ensemble.observe(e) for e in live]
                 list(threads.map(Progress.measure, [group[e] for e in live], observed))
-                for progress in (group[e] for e in live if goal and (goal in first.cells or not rehearsed)):
+                for progress in (group[e] for e in live if goal and (goal == min(first.cells) or not rehearsed)):
                     with faults_name([progress], n=goal if goal in first.cells else None):
                         run.contents([progress.rehearsal()], {})  # fails now rather than at the end
                 rehearsed = rehearsed or goal > 0
