@@ -52,13 +52,6 @@ labels = {}
 # A model whose nearest ideal predictor is farther than this many nats behaves like none of them.
 NEITHER_NATS = 0.05
 
-# Hashes of yardsticks whose source differs and whose numbers do not: that of the committed runs, and the one which
-# tests/test_results.py replays them with.
-COMMITTED_YARDSTICK = "278caa3d83bf78117b76f0d310d2058b1e02399fcccbe12cf80ebf3ef7508663"
-SAME_YARDSTICK = {
-    COMMITTED_YARDSTICK: "f7eb27a112a7e3b4388f9001dbe798f6db1c54ec671475ec5f03232a886a6458",
-}
-
 # Colors of Okabe & Ito; marker, line and hatch tell the predictors apart without color.
 PREDICTORS = {
     "kl_to_g": ("G counting", "#000000", "s", ":", ""),
@@ -176,7 +169,7 @@ def title_of(name: str, results: dict, *kinds: str) -> str:
 
 
 def strategies_of(results: dict) -> list[str]:
-    """The strategies that the run was measured against: R came later than the others."""
+    """The strategies that the run was measured against."""
     known = {name for cell in results["cells"] for name in cell.get("reference", ())}
     return [name for name in STRATEGIES if name in known or not known]
 
@@ -201,9 +194,8 @@ def nearest(cell: dict) -> float | None:
 
 
 def yardstick_of(results: dict) -> str | None:
-    """Hash of what the run was measured with: the same one for yardsticks that give the same numbers."""
-    sha256 = (results.get("environment") or {}).get("yardstick_sha256")
-    return SAME_YARDSTICK.get(sha256, sha256)
+    """Hash of what the run was measured with."""
+    return (results.get("environment") or {}).get("yardstick_sha256")
 
 
 # ==== Counting or memorizing ==========================================================================================
@@ -277,7 +269,7 @@ def standing(cells: list[dict]) -> str:
 def verdict(cells: list[dict]) -> str:
     """What the pooled coordinate says of models that are between R and O: something if its interval leaves out 0.5. To
     memorize they have to be nearer to O than R is as well."""
-    others = {"M": "neither (M is nearest)", "neither": "neither", "same": "R equals O"}
+    others = {"M": "nearest to M (by color)", "neither": "neither", "same": "R equals O"}
     if (kind := standing(cells)) in others:
         return others[kind]
     (_, to_o, _, _, o_to_r), (_, low, high) = biases(cells), pooled_coordinate(cells)
@@ -337,7 +329,7 @@ def draw_answer(runs: dict[str, dict]) -> plt.Figure:
     figure, axes = plt.subplots(
         len(rows), figsize=size, layout="constrained", sharex=True, squeeze=False, height_ratios=heights
     )
-    top, first, findings = axes[0, 0], next(iter(runs)), {}
+    top, said = axes[0, 0], []
     top.set(xlim=(-0.75, 1.75), xticks=(-0.5, 0, 0.5, 1, 1.5))
     for x, words in enumerate(ENDS):
         top.text(x, 1.03, words, ha="center", transform=top.get_xaxis_transform())
@@ -349,11 +341,13 @@ def draw_answer(runs: dict[str, dict]) -> plt.Figure:
         title = title_of(name, results, "embedding").replace(" (", "\n(", 1)
         about = EMBEDDINGS.get(str(results["config"].get("embedding")), "")
         panel.set_ylabel(f"{title}\n{about}", rotation=0, ha="right", va="center")
+        findings = {}
+        for D in rows[name]:
+            findings.setdefault(verdict(coordinates_at(results, D)), []).append(str(D))
+        told = [f"{finding} at D = {' and '.join(tasks)}" for finding, tasks in findings.items()]
+        said.append(f"{title_of(name, results, 'embedding')}: {', '.join(told)}")
     panel.set_xlabel(f"coordinate from R (0) to O (1) after {grid_of(results)[1][-1]:,} updates, noise averaged out")
-    for D in rows[first]:
-        findings.setdefault(verdict(coordinates_at(runs[first], D)), []).append(str(D))
-    said = [f"{finding} at D = {' and '.join(tasks)}" for finding, tasks in findings.items()]
-    add_title(figure, title_of(first, runs[first], "embedding"), ", ".join(said))
+    figure.suptitle("\n".join(textwrap.fill(line, 11 * size[0]) for line in said), fontsize=12)
     figure.supxlabel(CAPTION, fontsize=9)
     return figure
 
@@ -422,7 +416,7 @@ def draw_maps(runs: dict[str, dict], titles: dict[str, str], title: str, questio
 
 
 def draw_heatmap(results: dict, title: str) -> plt.Figure:
-    return draw_maps({"": results}, {"": ""}, title, "does the model generalize or memorize?")
+    return draw_maps({"": results}, {"": ""}, title, "does it generalize, as S does, or memorize, as M?")
 
 
 def draw_compare(runs: dict[str, dict], titles: dict[str, str]) -> plt.Figure:

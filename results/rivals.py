@@ -96,9 +96,12 @@ def draw(rows: dict[str, list[dict]], path: Path) -> None:
     figure, panel = plt.subplots(figsize=(10, 2.2 + 0.6 * len(rows)), layout="constrained")
     for y, seeds in enumerate(rows.values()):
         value, low, high = pooled(seeds)
-        panel.plot([coordinate(x) for x in seeds], [y - 0.15] * len(seeds), "o", color="0.4", alpha=0.6, ms=5)
-        panel.plot([low, high], [y + 0.15] * 2, color="black", lw=2)
-        panel.plot(value, y + 0.15, "o", color="black", ms=9)
+        lanes = [y - 0.3 + 0.04 * i for i in range(len(seeds))]
+        sizes = [math.sqrt(x["kl_q_to_o"] + x["kl_o_to_q"]) for x in seeds]
+        for x, lane, size in zip(seeds, lanes, sizes, strict=True):
+            panel.plot(coordinate(x), lane, "o", color="0.4", ms=3 + 4 * size / max(sizes))
+        panel.plot([low, high], [y + 0.2] * 2, color="black", lw=2)
+        panel.plot(value, y + 0.2, "o", color="black", ms=9)
         nats = {key: math.fsum(x[key] for x in seeds) / len(seeds) for key in ("q_to_model", "o_to_model", "kl_o_to_q")}
         words = "{q_to_model:.4f} from Q, {o_to_model:.4f} from O\nfrom O to Q: {kl_o_to_q:.4f}".format(**nats)
         panel.text(1.02, y, words, va="center", fontsize=9, transform=panel.get_yaxis_transform())
@@ -110,7 +113,8 @@ def draw(rows: dict[str, list[dict]], path: Path) -> None:
     panel.set_yticks(range(len(rows)), rows)
     panel.set(ylim=(len(rows) - 0.5, -0.5), xlabel="coordinate from Q (0) to O (1), noise averaged out")
     figure.suptitle("Nearer to the best rule by own count, Q, or to O?", fontsize=12)
-    figure.supxlabel("small: a seed; large: all seeds, with jackknife 95% interval", fontsize=9)
+    told = "small: a seed, larger where Q and O are farther apart on its urns; large: all, with jackknife 95% interval"
+    figure.supxlabel(told, fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -779,7 +779,7 @@ def test_models_farther_from_r_and_o_than_these_are_apart_are_neither():
 def test_models_nearer_to_m_than_to_r_and_o_are_neither_whatever_their_coordinate():
     for bias in (0.005, 0.05):
         cells = between(tasks=[2], start=0.95, bias=bias, to_m=bias - 0.001)
-        assert plot.standing(cells) == "M" and plot.verdict(cells) == "neither (M is nearest)"
+        assert plot.standing(cells) == "M" and plot.verdict(cells) == "nearest to M (by color)"
         assert plot.standing(between(bias=bias, to_m=bias + 0.03)) != "M"
 
 
@@ -859,9 +859,13 @@ def test_the_answer_is_said_in_words_and_none_where_models_are_off_the_line():
     assert "counts" in top[0] and "memorizes up to a renaming" in top[1]
     assert rows[0].startswith("memorizes up to a renaming\n0.74 [0.") and rows[0].endswith("5 seeds")
     assert rows[1].startswith("undecided\n0.50 [") and rows[1].endswith("4 of 5 seeds")
-    assert texts(permutation) == ["neither"] * 2 and texts(fixed) == ["neither (M is nearest)"] * 2
-    title = "run_4 (gaussian embeddings): memorizes up to a renaming at D = 2, undecided at D = 4"
-    assert figure.get_suptitle().replace("\n", " ") == title
+    assert texts(permutation) == ["neither"] * 2 and texts(fixed) == ["nearest to M (by color)"] * 2
+    titles = figure.get_suptitle().splitlines()
+    assert titles[0] == "run_4 (gaussian embeddings): memorizes up to a renaming at D = 2, undecided at D = 4"
+    assert [line.split(": ", 1)[1] for line in titles[1:]] == [
+        "neither at D = 2 and 4",
+        "nearest to M (by color) at D = 2 and 4",
+    ]
     assert [len(panel.collections) for panel in figure.axes] == [4, 0, 0]  # what is behind models on the line
     assert "ordinary Transformer" in fixed.get_ylabel() and "500 updates" in fixed.get_xlabel()
     for word in ("jackknife 95%", "neither", "M, Bayes over the urns", "off the scale", "nested", "left out"):
@@ -898,7 +902,7 @@ def test_the_answer_is_drawn_and_printed_where_runs_have_coordinates(tmp_path, m
     assert not [text for text in out.splitlines() if text.startswith("run_9") and "coordinate" in text]
     monkeypatch.setattr(plot, "labels", {"run_6": "the only one"})
     assert plot.main([str(tmp_path)]) == 0
-    assert (tmp_path / "answer.png").read_text().startswith("the only one: neither (M is nearest) at D = 2 and 4")
+    assert (tmp_path / "answer.png").read_text().startswith("the only one: nearest to M (by color) at D = 2 and 4")
 
 
 def test_the_best_counting_rule_is_a_strategy_where_the_run_has_it():
