@@ -80,7 +80,7 @@ def test_faults_and_the_yardstick_of_one_script_are_those_of_two(tmp_path):
     assert text.count(wrong) == 1
     (tmp_path / "wrong.py").write_text(text.replace(wrong, "numbers['loss'] = torch.ones(1)"))
     done = launch(*GRID, "--plain", "--out_dir=run_1", script=tmp_path / "wrong.py", cwd=tmp_path)
-    line = text[: text.index('raise TypeError(f"{key} must be numbers')].count("\n") + 1
+    line = text[: text.index('raise TypeError(f"{name} must be numbers')].count("\n") + 1
     assert done.returncode == 1 and f"line {line} in plain: raise TypeError" in done.stderr, done.stderr
     done = launch(*GRID, "--out_dir=run_2", script=tmp_path / "single.py", cwd=tmp_path)
     environment = json.loads((tmp_path / "run_2" / "all_results.json").read_bytes())["environment"]

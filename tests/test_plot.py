@@ -515,7 +515,7 @@ def test_a_figure_that_cannot_be_written_is_named_and_the_others_drawn(tmp_path,
 
         def savefig(figure, path, **options):
             save(figure, path, **options)
-            if "does the model" in figure.get_suptitle():  # the heat map, once it is half written
+            if "does it generalize" in figure.get_suptitle():  # the heat map, once it is half written
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(plot.plt.Figure, "savefig", savefig)
