@@ -529,11 +529,15 @@ class Ensemble:
         self.peak = max(group[0].rates, default=0.0)
         with faults_name([], self.first.optimizer):
             self.optimizer = self.first.optimizer(self.params, self.peak)
+            if not hasattr(self.optimizer, "step"):
+                raise TypeError(f"optimizer() must return an optimizer, not {self.optimizer!r:.100}")
             self.names = {id(p): name for name, p in (*self.model.named_parameters(), *self.params.items())}
             self.names |= {id(own): "" for m in self.model.modules() for own in (m._parameters, m._buffers)}
             held = list(self.holdings())
             self.optimizers = [value for _, value, _ in held if isinstance(value, Optimizer)]
             self.options = list({id(o): o for kept in self.optimizers for o in kept.param_groups}.values())
+            if any("initial_lr" in options for options in self.options):  # which a scheduler leaves there
+                raise RuntimeError("a schedule belongs in learning_rate(): PyTorch's schedulers are refused")
             self.scales = [float(options["lr"]) / self.peak if self.peak else 1.0 for options in self.options]
             grouped = {id(p) for options in self.options for p in options["params"]}
             for name, p in self.params.items():
@@ -574,7 +578,10 @@ class Ensemble:
         """Objectives and reported numbers [E] of every model on its batch [E, ..]."""
         with self.precision():
             if not self.stacked:
-                objective, reported = self.first.loss(self.model, **{key: values[0] for key, values in batch.items()})
+                told = self.first.loss(self.model, **{key: values[0] for key, values in batch.items()})
+                if not (isinstance(told, tuple) and len(told) == 2 and isinstance(told[1], dict)):
+                    raise TypeError(f"loss() must return the objective and a dict of what to report, not {told!r:.100}")
+                objective, reported = told
                 for name, value in {"the objective": objective, **reported}.items() if not self.checked else ():
                     if not isinstance(value, torch.Tensor) or value.ndim:
                         raise TypeError(f"loss() must give scalar tensors: {name} is {value!r:.100}")

@@ -136,6 +136,24 @@ def test_figures_are_drawn_from_all_results_alone(complete, study, tmp_path):
     assert [path.name for path in (tmp_path / "run_0").iterdir()] == ["all_results.json"]
 
 
+@pytest.mark.parametrize("study", [study for study in SMALL if study != "recall"])
+def test_figures_say_which_run_was_measured_otherwise(complete, study, tmp_path, capsys, monkeypatch):
+    folder, _ = complete(study)
+    results = read(folder / "run_0" / RESULTS[0])
+    for name, yardstick in {"run_0": "a", "run_1": "b", "run_2": "a"}.items():
+        (tmp_path / name).mkdir()
+        results["environment"]["yardstick_sha256"] = yardstick
+        (tmp_path / name / RESULTS[0]).write_text(json.dumps(results))
+    plot, titles = load(folder / "plot.py", f"plot_{study}"), []
+    monkeypatch.setattr(plot, "save", lambda figure, path: titles.append((path.name, figure.get_suptitle())))
+    assert plot.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "run_1: measured with another yardstick than run_0" in out and "run_2: measured" not in out
+    for name, title in titles:
+        marked = "another yardstick than run_0" in " ".join(title.split())
+        assert marked == name.endswith("_run_1.png") or "_run_" not in name, (name, title)
+
+
 @STUDIES
 def test_the_one_minute_command_trains_and_draws(study, tmp_path):
     """With the models that it has, but a few updates."""

@@ -457,6 +457,33 @@ def test_a_second_optimizer_follows_the_schedule(monkeypatch):
         assert rates == pytest.approx([rate, 2 * rate])
 
 
+def scheduled(params: dict, lr: float, keeps: bool) -> torch.optim.Optimizer:
+    """A warm-up as PyTorch has it, which sets the rate to 0 as soon as it is made."""
+    optimizer = torch.optim.AdamW(params.values(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))
+    optimizer.scheduler = scheduler if keeps else None
+    return optimizer
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_scheduler_of_pytorch_is_refused_and_does_not_train_at_its_first_rate(monkeypatch, keeps):
+    monkeypatch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: scheduled(params, lr, keeps))
+    with pytest.raises(RuntimeError, match=r"a schedule belongs in learning_rate\(\)"):
+        Ensemble(planned(small()), CPU)
+
+
+def test_what_optimizer_and_loss_return_is_told_apart(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(UrnTrajectory, "optimizer", lambda self, params, lr: (torch.optim.SGD(params.values(), lr), None))
+        with pytest.raises(TypeError, match=r"^optimizer\(\) must return an optimizer, not \(SGD"):
+            Ensemble(planned(small()), CPU)
+    monkeypatch.setattr(UrnTrajectory, "loss", lambda self, model, tokens, codes: model(tokens, codes).mean())
+    with pytest.raises(
+        TypeError, match=r"^loss\(\) must return the objective and a dict of what to report, not tensor"
+    ):
+        advance(Ensemble(planned(small()), CPU), 1)
+
+
 def hidden(params: dict, lr: float) -> torch.optim.Optimizer:
     """Keeps a second optimizer in a closure, of parameters that the first one has as well. It steps from the sixth
     update on."""

@@ -43,6 +43,7 @@ plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign 
 
 # Titles of runs, {"run_0": "readme", ..}. sweep.png shows the runs named here; without any, all.
 labels = {}
+marks = {}  # what the titles of runs add that were measured otherwise than the first one
 
 # Colors of Okabe & Ito; lines and markers tell apart without color. The thresholds are those of experiment.py.
 STAGES = {
@@ -130,7 +131,7 @@ def finding(seeds: list[dict]) -> list[str]:
 
 
 def title_of(name: str) -> str:
-    return str(labels.get(name) or name).encode("utf-8", "backslashreplace").decode()  # half a character is not drawn
+    return (str(labels.get(name) or name) + marks.get(name, "")).encode("utf-8", "backslashreplace").decode()
 
 
 # ==== Figures =========================================================================================================
@@ -335,6 +336,12 @@ def main(argv: list[str] | None = None) -> int:
     if not runs:
         say(f"plot.py: no run to draw in {asked or 'this folder or results/'}", "stderr")
         return 1
+    hashes = {name: (results.get("environment") or {}).get("yardstick_sha256") for name, results in runs.items()}
+    first = next((name for name in runs if name in labels), next(iter(runs)))
+    marks.clear()
+    for name in (name for name in runs if hashes[name] != hashes[first]):
+        marks[name] = f" (another yardstick than {first})"
+        say(f"{name}: measured with another yardstick than {first} (yardstick_sha256): compare with care")
     for name in labels:
         if name not in paths:
             say(f"{name}: in labels, but there is no such run here")

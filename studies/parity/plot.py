@@ -48,6 +48,7 @@ plt.rcParams |= {"axes.grid": True, "grid.color": "0.92", "axes.axisbelow": True
 
 # Titles of runs, {"run_0": "baseline", ..}. law.png and thresholds.png show the runs named here; without any, all.
 labels = {}
+marks = {}  # what the titles of runs add that were measured otherwise than the first one
 
 VARIANTS = ["ordered", "sorted", "missing_coordinate", "missing_pair", "no_cot"]
 MARKERS = "osD^vP*X"  # of numbers of training tasks, beside colors by their logarithm
@@ -132,7 +133,7 @@ def format_of(results: dict) -> str:
 
 
 def title_of(name: str) -> str:
-    return str(labels.get(name) or name).encode("utf-8", "backslashreplace").decode()  # half a character is not drawn
+    return (str(labels.get(name) or name) + marks.get(name, "")).encode("utf-8", "backslashreplace").decode()
 
 
 # ==== Comparing =======================================================================================================
@@ -542,6 +543,12 @@ def main(argv: list[str] | None = None) -> int:
     if not runs:
         say(f"plot.py: no run to draw in {asked or 'this folder or results/'}", "stderr")
         return 1
+    hashes = {name: (results.get("environment") or {}).get("yardstick_sha256") for name, results in runs.items()}
+    first = next((name for name in runs if name in labels), next(iter(runs)))
+    marks.clear()
+    for name in (name for name in runs if hashes[name] != hashes[first]):
+        marks[name] = f" (another yardstick than {first})"
+        say(f"{name}: measured with another yardstick than {first} (yardstick_sha256): compare with care")
     for name in labels:
         if name not in paths:
             say(f"{name}: in labels, but there is no such run here")

@@ -45,6 +45,7 @@ plt.rcParams["text.parse_math"] = False  # a label is plain text: a dollar sign 
 
 # Titles of runs, {"run_0": "all arms", ..}. arms.png shows the runs named here; without any, all.
 labels = {}
+marks = {}  # what the titles of runs add that were measured otherwise than the first one
 
 # Colors of Okabe & Ito; lines and markers tell apart without color.
 SCORES = {
@@ -117,7 +118,7 @@ def looping(results: dict, but: tuple[str, ...] = CONTROLS) -> dict[str, list[di
 
 def title_of(name: str, results: dict) -> str:
     """A run's label or name, and its budget."""
-    label = str(labels.get(name) or name).encode("utf-8", "backslashreplace").decode()  # half a character is not drawn
+    label = (str(labels.get(name) or name) + marks.get(name, "")).encode("utf-8", "backslashreplace").decode()
     config = results["config"]
     return f"{label}, {config['num_steps']:,} updates" + (", falling rate" if config["schedule"] == "cosine" else "")
 
@@ -337,6 +338,12 @@ def main(argv: list[str] | None = None) -> int:
     if not runs:
         say(f"plot.py: no run to draw in {asked or 'this folder or results/'}", "stderr")
         return 1
+    hashes = {name: (results.get("environment") or {}).get("yardstick_sha256") for name, results in runs.items()}
+    first = next((name for name in runs if name in labels), next(iter(runs)))
+    marks.clear()
+    for name in (name for name in runs if hashes[name] != hashes[first]):
+        marks[name] = f" (another yardstick than {first})"
+        say(f"{name}: measured with another yardstick than {first} (yardstick_sha256): compare with care")
     for name in labels:
         if name not in paths:
             say(f"{name}: in labels, but there is no such run here")
