@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -118,13 +119,15 @@ def test_a_continued_run_continues_in_tensorboard_and_no_update_is_there_twice(t
     kill(tmp_path / "run", "tensorboard")
     assert experiment.main([*GRID, "--out_dir", str(tmp_path / "run"), "--track", "tensorboard"]) == 0
     out, err = capfd.readouterr()
-    assert err == "" and out.count("after step 150") == 2
+    after = re.findall(r"after step (\d+)", out)  # one of the two processes may have been faster
+    assert err == "" and len(after) == 2 and "150" in after
     for seed, stem in enumerate(STEMS):
         check(in_tensorboard(tmp_path / "run", stem), without, seed)
 
 
 def kill(folder, kind: str) -> None:
-    """A run in which both trajectories are beyond their checkpoints of 150 updates, and its processes, are killed."""
+    """A run of which one trajectory at least is between its checkpoints of 150 and 250 updates, and its processes, are
+    killed."""
     arguments = [*GRID, "--out_dir", str(folder), "--track", kind]
     code = f"import experiment, test_run_directory as t; t.sabotage((9, '^step', 450)); experiment.main({arguments})"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])

@@ -814,7 +814,7 @@ REFUSED = {
     "a set that is new": (keeping("attribute", {1, 2}), "optimizer.history changes in training"),
     "an array in the state": (keeping("state", np.zeros(2)), CHANGES),
     "LBFGS": (lambda params, lr: torch.optim.LBFGS(params.values(), lr=lr), "closure"),
-    "no optimizer": (lambda params, lr: None, "is in none"),
+    "no optimizer": (lambda params, lr: None, "must return an optimizer, not None"),
 }
 
 
