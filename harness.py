@@ -904,7 +904,7 @@ def trial(group: list[Progress], device: torch.device, rung: str, training=True,
 def disagreement(group: list[Progress], device: torch.device, rung: str) -> str | None:
     """How this rung fails, or differs from plain PyTorch by more than 1e-4 and what rounding explains: ten times the
     effect of parameters that are off by 1e-6, and of all gradients together at most a hundredth or, where they jump
-    (at the kinks of ReLU), that effect itself. None if it does not.
+    (at the kinks of ReLU), that effect itself up to a tenth. None if it does not.
     """
 
     def positions() -> bytes:
@@ -941,7 +941,7 @@ def disagreement(group: list[Progress], device: torch.device, rung: str) -> str 
                 return f"{name} of {progress.trajectory.name} differs by {errors[name]:.1e}, is {size:.1e}"
         grads = [name for name in theirs if name.startswith("gradients.")]
         error, size, noise = (torch.stack([x[name] for name in grads]).norm() for x in (errors, sizes, rounding))
-        if not error <= max(1e-2 * size, noise):
+        if not error <= min(max(1e-2 * size, noise), 0.1 * size):
             return f"the gradient of {progress.trajectory.name} differs by {error:.1e}, is {size:.1e}"
     return None
 

@@ -207,7 +207,10 @@ def test_what_else_the_readme_says_of_the_runs():
     for seed in seeds_of("run_4"):  # where it goes, and how
         step, prob, ce = (seed["curves"][key] for key in ("step", "ood_analogical_prob", "id_analogical_ce"))
         drop = min(range(1, len(prob)), key=lambda i: prob[i] - prob[i - 1])
-        assert step[drop] > 9000 and ce[drop] > 70 * ce[drop - 1]
+        loss, ratio = (seed["curves"][key] for key in ("train_loss", "read_out_energy_ratio_id"))
+        assert step[drop] > 9000 and ce[drop] > 70 * ce[drop - 1] and loss[drop] > 3 * loss[drop - 1]
+        least = min(range(drop), key=ratio.__getitem__)  # the energy then rises while the probability grows
+        assert ratio[drop - 1] > ratio[least] + 0.2 and prob[drop - 1] > prob[least] + 0.5
         for key, least in (("acc", 0.99), ("prob", 0.5)):
             returned[key] += max(seed["curves"][f"ood_analogical_{key}"][drop + 1 :]) >= least
     assert returned == {"acc": 1, "prob": 3}

@@ -183,15 +183,15 @@ def test_loops_find_their_prompt_and_ideas_and_researchers_the_same_sections(stu
     assert sections == wanted if study != "balls_and_urns" else sections[:2] == wanted[:2]
 
 
-# ---- Commands --------------------------------------------------------------------------------------------------------
-
-
 def test_the_page_of_all_studies_quotes_their_own_answers():
     page = (ROOT / "studies" / "README.md").read_text().split("\nAnswers, ")[1].split("\n## ")[0]
     own = [(folder_of(study) / "README.md").read_text() for study in SMALL if study != "recall"]
     answers = " ".join(text.split("\n## The answer\n")[1].split("\n## ")[0] for text in own)
     number = r"-?\d+\.\d+|\d+,\d{3}|\b\d{3}\b"
     assert (told := re.findall(number, page)) and set(told) <= {*re.findall(number, answers)}
+
+
+# ---- Commands --------------------------------------------------------------------------------------------------------
 
 
 @STUDIES

@@ -126,6 +126,18 @@ def test_a_rung_that_is_broken_costs_one_line_and_the_next_one_trains(monkeypatc
     same(plan, config)
 
 
+@pytest.mark.parametrize("off, jumps, fault", [(0.04, 0.05, False), (0.04, 0.01, True), (0.2, 0.3, True)])
+def test_where_gradients_jump_by_themselves_they_may_differ_by_as_much_but_not_by_more_than_a_tenth(
+    monkeypatch, off, jumps, fault
+):
+    def trial(group, device, rung, training=True, nudge=0.0):
+        return [{"gradients.weight": torch.ones(9) * (1 + (off if rung == "stacked" else jumps if nudge else 0))}]
+
+    monkeypatch.setattr(harness, "trial", trial)
+    told = harness.disagreement(planned(small(tasks=(2,))), CPU, "stacked")
+    assert told.startswith("the gradient of") if fault else told is None
+
+
 @pytest.mark.parametrize("lr", [1e-6, 1e-2])
 def test_a_stale_rate_shows_whatever_the_rate_and_the_schedule(monkeypatch, lr):
     monkeypatch.setattr(UrnTrajectory, "learning_rate", lambda self, update, updates: lr * min(1, update / 20))
