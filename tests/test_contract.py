@@ -9,6 +9,7 @@ import statistics
 from dataclasses import fields
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from conftest import ROOT, launch
@@ -54,6 +55,13 @@ def complete(tmp_path_factory):
         return known[study]
 
     return complete
+
+
+@pytest.fixture
+def own_settings():
+    """What a plot.py sets for its process, other tests do not have."""
+    with matplotlib.rc_context():
+        yield
 
 
 # ---- Files -----------------------------------------------------------------------------------------------------------
@@ -137,7 +145,7 @@ def test_figures_are_drawn_from_all_results_alone(complete, study, tmp_path):
 
 
 @pytest.mark.parametrize("study", [study for study in SMALL if study != "recall"])
-def test_figures_say_which_run_was_measured_otherwise(complete, study, tmp_path, capsys, monkeypatch):
+def test_figures_say_which_run_was_measured_otherwise(complete, study, tmp_path, capsys, monkeypatch, own_settings):
     folder, _ = complete(study)
     results = read(folder / "run_0" / RESULTS[0])
     for name, yardstick in {"run_0": "a", "run_1": "b", "run_2": "a"}.items():
@@ -145,7 +153,12 @@ def test_figures_say_which_run_was_measured_otherwise(complete, study, tmp_path,
         results["environment"]["yardstick_sha256"] = yardstick
         (tmp_path / name / RESULTS[0]).write_text(json.dumps(results))
     plot, titles = load(folder / "plot.py", f"plot_{study}"), []
-    monkeypatch.setattr(plot, "save", lambda figure, path: titles.append((path.name, figure.get_suptitle())))
+
+    def save(figure, path):
+        titles.append((path.name, figure.get_suptitle()))
+        plot.plt.close(figure)
+
+    monkeypatch.setattr(plot, "save", save)
     assert plot.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "run_1: measured with another yardstick than run_0" in out and "run_2: measured" not in out
