@@ -84,6 +84,8 @@ def test_every_seed_is_thin_the_mean_thick_lengths_of_training_shaded_and_arms_m
         for (what, lengths, seed), line in zip(seeds, lines_of(panel, 0.6), strict=True):
             assert np.allclose(line.get_xydata(), [(n, value(what, arm, n, seed)) for n in lengths])
         assert [line.get_linestyle() == "None" for line in lines_of(panel, 2)] == [False, False, True]
+        panel.set_xlim(3, 5)
+        assert all(x == int(x) for x in panel.get_xticks())
         assert [(patch.get_x(), patch.get_width()) for patch in panel.patches] == [(3, 2)]
         assert (panel.get_title(), panel.title.get_color()) == (arm + mark, "0.5" if mark else "black")
 
@@ -140,18 +142,19 @@ def test_rules_of_stopping_have_a_line_for_every_seed_and_there_are_no_controls(
 
 
 def draw_arms(run: dict, title: str) -> plot.plt.Figure:
-    return plot.draw_arms({(title, arm): seeds for arm, seeds in plot.arms_of(run).items()}, TESTED, title)
+    return plot.draw_arms({("run", arm): seeds for arm, seeds in plot.arms_of(run).items()}, TESTED, {"run": title})
 
 
-def test_arms_have_a_dot_per_seed_open_if_it_is_not_trained():
+def test_arms_have_a_dot_per_seed_open_if_it_is_not_trained_and_that_of_one_seed_lies_in_its_row():
     for n, panel in zip(TESTED, draw_arms(FULL, "a run").axes, strict=True):
         dots = [(*line.get_xydata()[0].round(9), line.get_mfc() == "white") for line in panel.get_lines()]
         cells = [(cell["cell"], cell["seed"], not cell["trained"]) for cell in FULL["cells"]]
         assert np.allclose(dots, [
-            (value("exact", arm, n, i), [*LOOPS].index(arm) + 0.44 * i - 0.22, no and arm != "oracle")
+            (value("exact", arm, n, i), [*LOOPS].index(arm) + 0.25 * i - 0.125, no and arm != "oracle")
             for arm, i, no in cells
         ])  # fmt: skip
     assert [text.get_text() for text in panel.get_figure().axes[0].get_yticklabels()] == [*LOOPS]
+    assert {*draw_arms(ALONE, "a run").axes[0].get_lines()[0].get_ydata()} == {0}
 
 
 @pytest.mark.parametrize("draw", ["lengths", "loops", "states", "stopping", "exits", "arms"])
@@ -177,7 +180,7 @@ def test_all_is_written_and_printed_and_damaged_runs_are_skipped(tmp_path, capsy
     for arm, known in (("looped_k2", "trained in 1 of 2 seeds"), ("oracle", "a control")):
         numbers = ", ".join(f"{n}: {mean('exact', arm, n):.3f}" for n in TESTED)
         trained = f"lengths of training: {mean('trained', arm, 0):.3f}"
-        assert f"run_0, 5,000 updates: {arm}: exact at {trained}, {numbers}; {known}\n" in done.stdout
-    assert "run_1, 20,000 updates, falling rate: standard: " in done.stdout
+        assert f"run_0, 3 to 5 tokens, 5,000 updates: {arm}: exact at {trained}, {numbers}; {known}\n" in done.stdout
+    assert "run_1, 3 to 5 tokens, 20,000 updates, falling rate: standard: " in done.stdout
     monkeypatch.setattr(plot.plt.Figure, "savefig", lambda *_, **__: os.open(tmp_path / "no" / "such", os.O_RDONLY))
     assert plot.main(["run_1"]) == 1 and "cannot be written" in capsys.readouterr().err

@@ -332,7 +332,8 @@ def draw_capacity(cells: dict[tuple, list[dict]], title: str) -> plt.Figure:
         ends = [median(seeds, key) for key in FOUND]
         if None not in ends:
             top.plot(ends, [y, y], color=color, lw=7, alpha=0.25, solid_capstyle="butt")
-        for seed, lane in zip(seeds, np.linspace(-0.22, 0.22, len(seeds)), strict=True):
+        lanes = (np.arange(len(seeds)) - (len(seeds) - 1) / 2) * 0.6 / len(seeds)
+        for seed, lane in zip(seeds, lanes, strict=True):
             known = [(seed["step_memorize"], marker, "white"), (seed["step_grok"], marker, color)]
             for x, mark, fill in known if seed["step_grok"] else [known[0], (seed["step_val_acc_99"], ">", "white")]:
                 if x is not None:

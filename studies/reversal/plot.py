@@ -116,11 +116,15 @@ def looping(results: dict, but: tuple[str, ...] = CONTROLS) -> dict[str, list[di
     return {arm: arms[arm] for arm in arms if arms[arm][0]["settings"]["loops"] != "1" and arm not in but}
 
 
+def label_of(name: str) -> str:
+    return (str(labels.get(name) or name) + marks.get(name, "")).encode("utf-8", "backslashreplace").decode()
+
+
 def title_of(name: str, results: dict) -> str:
-    """A run's label or name, and its budget."""
-    label = (str(labels.get(name) or name) + marks.get(name, "")).encode("utf-8", "backslashreplace").decode()
+    """A run's label or name, its lengths of training and its budget."""
     config = results["config"]
-    return f"{label}, {config['num_steps']:,} updates" + (", falling rate" if config["schedule"] == "cosine" else "")
+    told = f"{label_of(name)}, {config['min_len']} to {config['max_len']} tokens, {config['num_steps']:,} updates"
+    return told + ", falling rate" * (config["schedule"] == "cosine")
 
 
 # ==== Figures =========================================================================================================
@@ -170,6 +174,7 @@ def over_length(results: dict, arms: dict, lines, title: tuple, top: float | Non
             panel.plot(lengths, np.transpose(values), **style, lw=0.6, ms=2, alpha=0.5)
             (found[label],) = panel.plot(lengths, np.mean(values, 0), **style, lw=2, ms=5)
         panel.set(ylim=(-0.03, top), xlabel="tokens")
+        panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, frameon=False)
     add_title(figure, *title)
     return figure
@@ -264,23 +269,24 @@ def draw_states(results: dict, title: str) -> plt.Figure | None:
     return figure
 
 
-def draw_arms(arms: dict[tuple[str, str], list[dict]], lengths: list[int], title: str) -> plt.Figure:
-    """Exact accuracy at some lengths: a row per arm, a dot per seed; open and gray if it is not trained."""
+def draw_arms(arms: dict[tuple[str, str], list[dict]], lengths: list[int], titles: dict[str, str]) -> plt.Figure:
+    """Exact accuracy at some lengths: a row per (run, arm), a dot per seed; open and gray if it is not trained."""
     size = (1.5 + 2.1 * len(lengths) + 2.5, 1.8 + 0.34 * len(arms))
     figure, axes = plt.subplots(1, len(lengths), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for panel, n in zip(axes[0], lengths, strict=True):
         for y, seeds in enumerate(arms.values()):
-            for seed, lane in zip(seeds, np.linspace(-0.22, 0.22, len(seeds)), strict=True):
+            lanes = (np.arange(len(seeds)) - (len(seeds) - 1) / 2) * 0.5 / len(seeds)
+            for seed, lane in zip(seeds, lanes, strict=True):
                 color, fill = ("#0072B2", "#0072B2") if seed["trained"] else ("0.55", "white")
                 if f"exact_L{n}" in seed:
                     panel.plot(seed[f"exact_L{n}"], y + lane, "o", color=color, mfc=fill, ms=4.5)
         panel.set(xlim=(-0.05, 1.05), ylim=(len(arms) - 0.5, -0.5), xlabel=f"{n} tokens")
         panel.grid(color="0.93")
         panel.set_axisbelow(True)
-    names = [f"{run}: {arm}" if len({run for run, _ in arms}) > 1 else arm for run, arm in arms]
+    names = [f"{label_of(run)}: {arm}" if len(titles) > 1 else arm for run, arm in arms]
     axes[0, 0].set_yticks(range(len(arms)), names)
     figure.supxlabel("whole sequences right, a dot per seed; open: below 0.9 on the lengths of training", fontsize=9)
-    add_title(figure, title, "which arm reverses longer sequences than it was trained on?")
+    add_title(figure, "; ".join(titles.values()), "which arm reverses longer sequences than it was trained on?")
     return figure
 
 
@@ -299,14 +305,14 @@ def say(line: object, stream: str = "stdout") -> None:
         setattr(sys, stream, None)
 
 
-def print_table(arms: dict[tuple[str, str], list[dict]], lengths: list[int]) -> None:
+def print_table(arms: dict[tuple[str, str], list[dict]], lengths: list[int], titles: dict[str, str]) -> None:
     """One line per arm: mean exact accuracies, and seeds that are trained."""
     for (run, arm), seeds in arms.items():
         keys = {"lengths of training": "trained_exact"} | {n: f"exact_L{n}" for n in lengths}
         told = (f"{n}: {np.mean([seed[key] for seed in seeds]):.3f}" for n, key in keys.items() if key in seeds[0])
         trained = sum(seed["trained"] for seed in seeds)
         known = "a control" if arm in CONTROLS else f"trained in {trained} of {len(seeds)} seeds"
-        say(f"{run}: {arm}: exact at {', '.join(told)}; {known}")
+        say(f"{titles[run]}: {arm}: exact at {', '.join(told)}; {known}")
 
 
 def save(figure: plt.Figure, path: Path) -> bool:
@@ -356,10 +362,10 @@ def main(argv: list[str] | None = None) -> int:
                 unwritten.append(save(figure, folder / os.fsdecode(f"{kind}_{name}.png".encode())))
     shown = {name: results for name, results in runs.items() if name in labels} or runs
     titles = {name: title_of(name, results) for name, results in shown.items()}
-    arms = {(titles[name], arm): seeds for name, results in shown.items() for arm, seeds in arms_of(results).items()}
+    arms = {(name, arm): seeds for name, results in shown.items() for arm, seeds in arms_of(results).items()}
     lengths = sorted({n for results in shown.values() for n in results["config"]["test_lengths"]})
-    unwritten.append(save(draw_arms(arms, lengths, "; ".join(titles.values())), folder / "arms.png"))
-    print_table(arms, lengths)
+    unwritten.append(save(draw_arms(arms, lengths, titles), folder / "arms.png"))
+    print_table(arms, lengths, titles)
     return int(any(unwritten))
 
 
