@@ -1520,7 +1520,7 @@ class RunDirectory:
         default."""
         defaults, hashes = json.loads(strict_json(asdict(self.study.Config()))), self.OWN[:3]
         told = (found, self.fingerprint)
-        was, now = (defaults | run["config"] | {key: run.get(key) for key in hashes} for run in told)
+        was, now = (defaults | run["config"] | {key: str(run.get(key))[:8] for key in hashes} for run in told)
         if was == now:  # of the same configuration, "auto" has picked another device
             was, now = found, self.fingerprint
         return ", ".join(f"{key} {was.get(key)} -> {now.get(key)}" for key in was | now if was.get(key) != now.get(key))
