@@ -16,11 +16,11 @@ from conftest import ROOT, launch
 from every_study import SMALL, copy, folder_of, load
 
 RESULTS = ("all_results.json", "cells.csv", "final_info.json")
-FEW = {  # updates, and contexts
+FEW = {  # updates, contexts and lengths
     "balls_and_urns": "--steps 5 10 --seq_len 5",
     "grokking": "--updates 10",
     "analogy": "--epochs 2",
-    "reversal": "--num_steps 5",
+    "reversal": "--num_steps 5 --test_lengths 10 12",
     "parity": "--steps 10 --warmup 1",
     "recall": "--updates 10",
 }
