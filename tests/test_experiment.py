@@ -3,17 +3,14 @@
 import json
 import math
 import re
-import shutil
 import statistics
-import subprocess
-import sys
 
 from experiment import STUDY, Config, Model, main
 from harness import parse_arguments, strict_json
 
 import pytest
 import torch
-from conftest import ROOT, launch
+from conftest import launch
 
 TINY = "--n_layers 1 --n_heads 2 --d_model 16 --batch_size 8 --n_test 16 --seq_len 4 --device cpu".split()
 GRID = [*TINY, "--tasks", "4", "2", "--steps", "120", "30"]
@@ -183,13 +180,3 @@ def test_config_is_the_table_of_flags():
     assert str(options.out_dir) == "x"
     with pytest.raises(ValueError, match="--d_model 10"):
         Config(d_model=10, n_heads=4)
-
-
-def test_the_three_files_alone_in_an_empty_folder_run_and_draw(tmp_path):
-    for script in ("experiment.py", "harness.py", "plot.py"):
-        shutil.copy(ROOT / script, tmp_path)
-    for command in (["experiment.py", "--out_dir=run_1", *GRID], ["plot.py"]):
-        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "heatmap_run_1.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".py") == ["experiment.py", "harness.py", "plot.py"]

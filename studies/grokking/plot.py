@@ -391,7 +391,8 @@ def draw_stability(results: dict, title: str) -> plt.Figure:
     for y, ((operation, size), seed) in enumerate(strips):
         names.append(f"{style_of(operation)[0]}, {size_in_words(size)}, seed {seed['seed']}")
         if seed["step_grok"] is None:
-            panel.text(10, y, f"not grokked in {seed['stopped_at']:,} updates", va="center", fontsize=8)
+            words = f"not grokked in {seed['stopped_at']:,} updates"
+            panel.text(10, y, words, va="center", fontsize=8, bbox={"fc": "white", "lw": 0, "pad": 1})
             continue
         first = seed["curves"]["step"].index(seed["step_grok"])
         steps = np.subtract(seed["curves"]["step"][first:], seed["step_grok"])
@@ -401,6 +402,7 @@ def draw_stability(results: dict, title: str) -> plt.Figure:
         longest = max(longest, ends[-1])
     panel.axvline(1000, color="black", lw=1)
     panel.set(xlabel="updates since the accuracy first exceeded 0.99", xlim=(0, longest))
+    panel.xaxis.set_major_formatter("{x:,.0f}")
     panel.set_yticks(range(len(strips)), names, fontsize=8)
     panel.set_ylim(len(strips) - 0.4, -0.6)
     marks = [plt.Rectangle((0, 0), 1, 1, fc=color, ec="0.5", label=words) for color, words in SHADES.values()]
