@@ -174,3 +174,56 @@ def test_the_table_of_stopping_rules():
             rows.append(row(f"`{run}`", f"`{arm}`", f"`{rule}`", *numbers))
     print(*rows, sep="\n")
     assert rows_after("| run | arm | rule | ") == rows
+
+
+# ---- Prose -----------------------------------------------------------------------------------------------------------
+
+
+def told(run: str, arm: str, key: str) -> str:
+    """The mean alone."""
+    return spread([seed[key] for seed in seeds_of(run, arm)]).split()[0]
+
+
+def test_the_answer_quotes_the_runs():
+    answer = README[README.index("## The answer") : README.index("## Run it")].split("(results/lengths_run_1.png)")[1]
+    assert len(answer.strip().split("\n")) <= 16
+    controls = ("standard_ends_random", "looped_k2_ends_random")
+    wanted = [trained(seeds_of("run_0", arm)) for arm in ("looped_k2", "standard", "looped_k6")]
+    wanted += [trained(seeds_of("run_1", "standard")), *(told("run_1", arm, "exact_L50") for arm in controls)]
+    wanted += [f"{sum(seed['exact_L50'] > 0.9 for seed in seeds_of('run_1', controls[0]))} of 5"]
+    wanted += [told("run_1", "looped_k2_ends_shift", "exact_L20"), difference("run_1", *controls, "exact_L50")]
+    wanted += [told("run_0", "looped_k2", key) for key in ("exact_L10", "exact_L10_K6")]
+    wanted += [told("run_0", "looped_n_rotary", key) for key in ("exact_L10", "exact_L10_K20")]
+    assert re.findall(r"\d\.\d{3}(?: ± \d\.\d{3})?|\d of \d", " ".join(answer.split())) == wanted
+    assert trained(seeds_of("run_1", "looped_k2")) == "5 of 5"
+    assert all(seed["exact_L50"] > 0.9 for seed in seeds_of("run_1", controls[1]))
+    assert span(seeds_of("run_1", "standard_ends"), "longest") == "11"
+    assert span(seeds_of("run_0", "looped_aligned"), "longest") == "10 to 11"
+    for _, _, seeds in of_trained(loops=True):
+        assert worse(seeds) == f"{len(seeds)} of {len(seeds)}"
+
+
+def test_what_else_the_readme_says_of_the_runs():
+    words = " ".join(README.split())
+    for run in ("run_1", "run_0"):
+        told = difference(run, "standard_ends_random", "looped_k2_ends_random", "exact_L50")
+        assert f"{told} in `{run}`" in words
+    original = [found for found in of_trained(loops=False) if found[1] in ("standard", "looped_k2", "looped_k6")]
+    models = [(run, arm, seed) for run, arm, seeds in original for seed in seeds]
+    nowhere = sum(at(seed, key, 20) == 0 for _, _, seed in models for key in FRAMES)
+    assert f"{nowhere // 2} of {len(models)}" in words and nowhere == 2 * len(models)
+    assert [(run, arm) for run, arm, _ in models if arm == "looped_k6"] == [("run_3", "looped_k6")]
+    twice = [seed for _, arm, seed in models if arm == "looped_k2"]
+    assert f"in {worse(twice)} of `looped_k2`" in words
+    ends = [seed["longest"] for arm in ("standard_ends", "looped_k2_ends_shift") for seed in seeds_of("run_1", arm)]
+    assert (min(ends), max(ends)) == (11, 17)
+    controls = ("standard_ends_random", "looped_k2_ends_random")
+    ends = [[seed["longest"] for arm in controls for seed in seeds_of(run, arm)] for run in ("run_0", "run_1")]
+    assert (min(ends[0]), max(ends[0]), {*ends[1]}) == (23, 40, {50})
+    tokens = [spread([seed["token_L20"] for seed in seeds_of("run_0", arm)]).split()[0] for arm in LOOPING]
+    assert [x for x in re.findall(r"\d\.\d{3}", words.split("Left open, as said")[1].split("6. Loops")[0])] == tokens
+    loops = [{seed["by"]["stopping"]["gate_0.5"]["loops"][i] for i in range(18)} for seed in seeds_of("run_4", GATED)]
+    assert loops == [{1.0}, {2.0}, {1.0}] and all(by_gate(seed) > 0.99 for seed in seeds_of("run_4", GATED))
+
+
+LOOPING, GATED = ("looped_aligned", "looped_n_rotary", "looped_n_nope", "reference"), "looped_gate"

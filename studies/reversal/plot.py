@@ -174,7 +174,7 @@ def over_length(results: dict, arms: dict, lines, title: tuple, top: float | Non
             panel.plot(lengths, np.transpose(values), **style, lw=0.6, ms=2, alpha=0.5)
             (found[label],) = panel.plot(lengths, np.mean(values, 0), **style, lw=2, ms=5)
         panel.set(ylim=(-0.03, top), xlabel="tokens")
-        panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3, frameon=False)
     add_title(figure, *title)
     return figure
